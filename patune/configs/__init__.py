@@ -1,0 +1,1 @@
+"""Winners with their evidence: database, packs, and the dispatcher that serving code reads."""

@@ -1,0 +1,96 @@
+"""Frozen value records that go to JSON and back without losing or inventing anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import TYPE_CHECKING, Any, Self
+
+from patune.errors import DocumentError, reject
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Record:
+    """Mixin for ``@dataclass(frozen=True, slots=True, kw_only=True)`` values whose fields are JSON scalars."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types, in declaration order."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build the record from :meth:`to_dict` output.
+
+        Raises:
+            DocumentError: a field is unknown or missing, or a value is refused.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(data) - set(known)):
+            raise DocumentError(
+                f"{cls.__name__}: unknown field {unknown[0]!r}; known fields: {', '.join(known)}."
+            )
+        required = (
+            n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING
+        )
+        if missing := [name for name in required if name not in data]:
+            raise DocumentError(
+                f"{cls.__name__}: field {missing[0]!r} is missing; known fields: {', '.join(known)}."
+            )
+        return cls(**data)
+
+
+def canonical_json(data: object) -> str:
+    """One spelling per value: sorted keys, no blanks, no NaN. Hashes and unique keys are made from it."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(data: object) -> str:
+    """sha256 hex of :func:`canonical_json`."""
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
+    """Refuse anything but an int in [low, high] (a bool is not an int here)."""
+    bound = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < low
+        or (high is not None and value > high)
+    ):
+        raise reject(name, value, bound)
+
+
+def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Refuse anything that is not one of ``allowed``, compared by type as well as by value."""
+    if not any(type(value) is type(a) and value == a for a in allowed):
+        raise reject(name, value, allowed)
+
+
+def check_bool(name: str, value: object) -> None:
+    """Refuse anything but True or False."""
+    if not isinstance(value, bool):
+        raise reject(name, value, "true, false")
+
+
+def check_text(name: str, value: object) -> None:
+    """Refuse anything but a non-empty string."""
+    if not isinstance(value, str) or not value:
+        raise reject(name, value, "a non-empty string")
+
+
+def check_number(name: str, value: object, *, low: float) -> None:
+    """Refuse anything but a finite number >= low."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or value < low
+    ):
+        raise reject(name, value, f"a finite number >= {low}")

@@ -1,0 +1,1 @@
+"""From a problem to proven winners: search, compile, gate, clock."""
