@@ -89,9 +89,13 @@ def _driver(target: Target) -> str:
 
 def current_environment(target: Target) -> Environment:
     """The environment of this process for builds of ``target``."""
+    from patune import (
+        __version__,
+    )  # not from metadata: the package also runs uninstalled, by PYTHONPATH
+
     triton_version = importlib.metadata.version("triton")
     return Environment(
-        patune=importlib.metadata.version("patune"),
+        patune=__version__,
         triton=triton_version,
         torch=importlib.metadata.version("torch"),
         python=platform.python_version(),

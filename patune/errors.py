@@ -63,7 +63,7 @@ class NoUsableGpuError(PatuneError):
 def reject(
     name: str, seen: object, allowed: Iterable[object] | str, hint: str = ""
 ) -> InvalidValueError:
-    """The error for one bad value: ``raise reject("block_size", 1000, BLOCK_SIZES)``."""
+    """Build the error for one bad value, to be raised by the caller."""
     text = allowed if isinstance(allowed, str) else ", ".join(str(a) for a in allowed)
     return InvalidValueError(
         f"{name}={seen!r} is not allowed; allowed: {text}." + (f" {hint}" if hint else "")

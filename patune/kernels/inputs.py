@@ -1,0 +1,101 @@
+"""The tensors of one decode step, and the problem and workload that they pose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from patune.problem import Problem, Workload
+
+TORCH_DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e4m3fnuz": torch.float8_e4m3fnuz,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DecodeInputs:
+    """Everything a decode step reads.
+
+    Attributes:
+        query: [batch * query_length, q_heads, head_dim], row b * query_length + i is query token i of sequence b.
+        key_cache: AITER [pages, kv_heads, head_dim / x, block_size, x] with x = 16 bytes / itemsize, or strided
+            [pages, kv_heads, block_size, head_dim] with any strides but 1 for the last axis (an NHD cache is a permuted view).
+        value_cache: AITER [pages, kv_heads, head_dim, block_size], or strided like the key.
+        block_tables: [batch, max_pages] int32, entry j of a row is the page of tokens [j * block_size, (j + 1) * block_size).
+        context_lengths: [batch] int32, tokens of each sequence, its query tokens included.
+        softmax_scale: factor on query . key, usually head_dim ** -0.5.
+        query_length: query tokens per sequence.
+        sliding_window: tokens that a query token sees, itself included; 0 is no window.
+        sinks: [q_heads] raw logits added to each row's softmax denominator, or None.
+        query_scale: [1] or [batch * query_length, q_heads, 1] float32, or None.
+        key_scale, value_scale: [1] or [pages, kv_heads, block_size, 1] float32, or None.
+    """
+
+    query: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    block_tables: torch.Tensor
+    context_lengths: torch.Tensor
+    softmax_scale: float
+    query_length: int = 1
+    sliding_window: int = 0
+    sinks: torch.Tensor | None = None
+    query_scale: torch.Tensor | None = None
+    key_scale: torch.Tensor | None = None
+    value_scale: torch.Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return self.block_tables.shape[0]
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads."""
+        return self.key_cache.shape[1]
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per page."""
+        return self.key_cache.shape[-2]
+
+    @property
+    def kv_layout(self) -> str:
+        """``aiter`` by rank, ``nhd`` or ``hnd`` by which of the head and token axes has the smaller stride."""
+        if self.key_cache.ndim == 5:
+            return "aiter"
+        return "nhd" if self.key_cache.stride(1) < self.key_cache.stride(2) else "hnd"
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that these tensors pose.
+
+        Raises:
+            InvalidValueError: no kernel and no oracle knows such a problem.
+        """
+        quant = "none"
+        if self.key_scale is not None:
+            quant = "per_tensor" if self.key_scale.numel() == 1 else "per_token"
+        return Problem(
+            block_size=self.block_size,
+            head_dim=self.query.shape[-1],
+            qg=self.query.shape[1] // self.kv_heads,
+            query_length=self.query_length,
+            query_dtype=DTYPE_NAMES[self.query.dtype],
+            kv_dtype=DTYPE_NAMES[self.key_cache.dtype],
+            kv_quant=quant,
+            kv_layout=self.kv_layout,
+            windowed=self.sliding_window > 0,
+            sinks=self.sinks is not None,
+        )
+
+    def workload(self, max_context: int | None = None) -> Workload:
+        """The workload, without reading the lengths from the device: the block tables' width bounds the context."""
+        bound = self.block_tables.shape[1] * self.block_size
+        context = bound if max_context is None else min(max_context, bound)
+        return Workload(batch=self.batch, kv_heads=self.kv_heads, context=context)
