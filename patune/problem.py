@@ -95,7 +95,7 @@ class Workload(Record):
     Attributes:
         batch: sequences.
         kv_heads: KV heads on this device.
-        context: tokens of the longest sequence, the query's own included.
+        context: tokens that a walk visits at most: the longest sequence, the query's own tokens included; a windowed problem's window.
     """
 
     batch: int

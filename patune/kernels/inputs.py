@@ -95,7 +95,13 @@ class DecodeInputs:
         )
 
     def workload(self, max_context: int | None = None) -> Workload:
-        """The workload, without reading the lengths from the device: the block tables' width bounds the context."""
-        bound = self.block_tables.shape[1] * self.block_size
-        context = bound if max_context is None else min(max_context, bound)
+        """The workload, without reading the lengths from the device.
+
+        The block tables' width bounds the context, and so does a window: what lies before it is not visited.
+        """
+        context = self.block_tables.shape[1] * self.block_size
+        if max_context is not None:
+            context = min(context, max_context)
+        if self.sliding_window > 0:
+            context = min(context, self.sliding_window)
         return Workload(batch=self.batch, kv_heads=self.kv_heads, context=context)

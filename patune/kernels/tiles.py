@@ -1,0 +1,100 @@
+"""What every decode kernel shares: which tiles a split walks, what a row sees, and one online-softmax step.
+
+Words: a walk is one (sequence, KV head) pair, a tile is TILE tokens of its context, tile t = tokens [t * TILE, (t + 1) * TILE).
+Row r of a walk is query token r // GROUP of query head kv_head * GROUP + r % GROUP; it sees tokens <= limit(r), and with a window the
+last `window` of them, its own included. Scores are in log2 units inside kernels: softmax_scale * log2(e) is folded into one factor.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+NEG_INF = gl.constexpr(float("-inf"))
+LN2 = gl.constexpr(0.6931471805599453)
+LOG2E = gl.constexpr(1.4426950408889634)
+
+
+@gluon.jit
+def first_visible(context, window, QUERY_LENGTH: gl.constexpr, WINDOWED: gl.constexpr):
+    """Earliest token that any query token of the sequence sees: what lies before is neither read nor trusted to be finite."""
+    if WINDOWED:
+        return gl.maximum(context - QUERY_LENGTH - window + 1, 0)
+    else:
+        return context * 0
+
+
+@gluon.jit
+def tile_range(context, first, split, num_splits, TILE: gl.constexpr):
+    """Tiles [begin, end) of a split. Whole tiles go to splits, so no token is lost at a split edge and none is loaded twice."""
+    n_tiles = (context + TILE - 1) // TILE
+    first_tile = first // TILE
+    per_split = (n_tiles - first_tile + num_splits - 1) // num_splits
+    begin = first_tile + split * per_split
+    end = gl.minimum(begin + per_split, n_tiles)
+    return begin, end
+
+
+@gluon.jit
+def visible(position, limit, window, WINDOWED: gl.constexpr):
+    """Mask of the tokens that a row sees; position and limit broadcast against each other."""
+    seen = position <= limit
+    if WINDOWED:
+        seen = seen & (position > limit - window)
+    return seen
+
+
+@gluon.jit
+def softmax_step(scores, seen, row_max, sums, AXIS: gl.constexpr):
+    """One online-softmax update along AXIS: returns probabilities, rescale factor, new row max, sums.
+
+    `sums` keeps the un-reduced sums in the shape of `scores`, so the only cross-lane work per tile is the max.
+    A row that has seen nothing has row_max = -inf; the guard keeps -inf - -inf out of exp2.
+    """
+    scores = gl.where(seen, scores, NEG_INF)
+    new_max = gl.maximum(row_max, gl.max(scores, AXIS))
+    finite_max = gl.where(new_max == NEG_INF, 0.0, new_max)
+    rescale = gl.exp2(row_max - finite_max)
+    probs = gl.exp2(scores - gl.expand_dims(finite_max, AXIS))
+    sums = sums * gl.expand_dims(rescale, AXIS) + probs
+    return probs, rescale, new_max, sums
+
+
+@gluon.jit
+def page_per_token(table_ptr, position, first, context, BLOCK_SIZE: gl.constexpr):
+    """Page of each token of a tile that spans several pages; tokens outside [first, context) take page 0, which is always mapped."""
+    mapped = (position >= first) & (position < context)
+    page = gl.load(table_ptr + position // BLOCK_SIZE, mask=mapped, other=0)
+    # A vector load hides that a page repeats. The hint is an attribute of the load: behind a function call Triton 3.6 would lose it.
+    return gl.max_constancy(page, [BLOCK_SIZE])
+
+
+@gluon.jit
+def row_offset(sequence, kv_head, row, stride_token, stride_head, QUERY_LENGTH: gl.constexpr, GROUP: gl.constexpr):
+    """Element offset of a row's head vector in query [batch * QUERY_LENGTH, q_heads, HEAD_DIM] or in the output."""
+    return (sequence * QUERY_LENGTH + row // GROUP) * stride_token + (kv_head * GROUP + row % GROUP) * stride_head
+
+
+@gluon.jit
+def with_sink(sinks_ptr, head, row_max, row_sum, keep):
+    """Fold the raw sink logit of each row's head into (max, sum). Returns the factor for the accumulator and the new sum.
+
+    The sink goes through the max, so a large one cannot overflow. Without sinks the factor is 1.
+    """
+    if sinks_ptr is not None:
+        sink = gl.load(sinks_ptr + head, mask=keep, other=0.0).to(gl.float32) * LOG2E
+        top = gl.maximum(row_max, sink)
+        factor = gl.exp2(row_max - top)
+        return factor, row_sum * factor + gl.exp2(sink - top)
+    else:
+        return row_sum * 0.0 + 1.0, row_sum
+
+
+@gluon.jit
+def inverse_or_zero(row_sum):
+    """1 / sum, and 0 for a row that saw nothing: its output is zeros, not NaN."""
+    return gl.where(row_sum > 0.0, 1.0 / gl.where(row_sum > 0.0, row_sum, 1.0), 0.0)
+
+
+@gluon.jit
+def log_sum_exp(row_max, row_sum):
+    """Natural-log LSE of scores in log2 units, -inf for a row that saw nothing."""
+    return gl.where(row_sum > 0.0, (row_max + gl.log2(gl.where(row_sum > 0.0, row_sum, 1.0))) * LN2, NEG_INF)
