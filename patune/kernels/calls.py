@@ -16,14 +16,14 @@ class KernelCall:
     Attributes:
         kernel: the ``@gluon.jit`` function.
         grid: workgroups per axis.
-        arguments: run-time arguments by name, in the kernel's parameter order.
+        arguments: run-time arguments by name, in the kernel's parameter order; an absent pointer is None, known at compile time.
         constants: constexpr arguments by name.
         options: compile options (num_warps, maxnreg, waves_per_eu, ...).
     """
 
     kernel: Any
     grid: tuple[int, int, int]
-    arguments: dict[str, torch.Tensor | int | float]
+    arguments: dict[str, torch.Tensor | int | float | None]
     constants: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
 

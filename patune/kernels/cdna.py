@@ -19,16 +19,15 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.amd import cdna3
 
+from patune.kernels.epilogue import store_result
 from patune.kernels.tiles import (
     NEG_INF,
     first_visible,
-    inverse_or_zero,
-    log_sum_exp,
     row_offset,
     softmax_step,
+    table_entry,
     tile_range,
     visible,
-    with_sink,
 )
 
 K_WIDTH = gl.constexpr(8)  # elements per lane along the contraction: one 16-byte vector
@@ -63,7 +62,6 @@ def _load_tile(
     """Load a key tile [WARPS, HEAD_DIM, TW] or a value tile [WARPS, TW, HEAD_DIM] in operand layout; unseen slots are not masked."""
     TW: gl.constexpr = TILE // WARPS
     TOKEN_AXIS: gl.constexpr = 1 if IS_VALUE else 2
-    CHANNEL_AXIS: gl.constexpr = 3 - TOKEN_AXIS
     VECTOR: gl.constexpr = 128 // cache_ptr.dtype.element_ty.primitive_bitwidth
     token = _token_in_tile(WARPS, TW, LAYOUT, TOKEN_AXIS)
     channel = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, gl.SliceLayout(TOKEN_AXIS, LAYOUT)))
@@ -82,9 +80,9 @@ def _load_tile(
         return cdna3.buffer_load(base, token * TOKEN_STRIDE + channel_offset)
     else:
         # several pages per tile: page offsets do not fit the 32 bits of a buffer load
-        position = t0 + token
-        page = gl.load(table_ptr + position // BLOCK_SIZE, mask=(position >= first) & (position < context), other=0)
         SAME: gl.constexpr = min(BLOCK_SIZE, TW)
+        index, mapped = table_entry(t0 + token, first, context, BLOCK_SIZE)
+        page = gl.load(table_ptr + index, mask=mapped, other=0)
         page = gl.max_constancy(page, [1, SAME, 1] if IS_VALUE else [1, 1, SAME])
         offset = page.to(gl.int64) * stride_page + (token % BLOCK_SIZE) * TOKEN_STRIDE + channel_offset
         return gl.load(cache_ptr + offset)
@@ -100,48 +98,13 @@ def _merge_warps(row_max, sums, acc):
     return top, total, gl.sum(acc * gl.expand_dims(weight, 2), 0)
 
 
-@gluon.jit
-def _store_result(
-    acc, row_max, row_sum, has_tiles,
-    out_ptr, lse_ptr, sinks_ptr, partial_out_ptr, partial_max_ptr, partial_sum_ptr,
-    sequence, kv_head, split, num_splits, stride_out_token, stride_out_head,
-    ROWS: gl.constexpr, N: gl.constexpr, QUERY_LENGTH: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
-    LAYOUT: gl.constexpr,
-):
-    """Write acc [N, HEAD_DIM] normalised to the output, or as it is to the split's slot of the workspace."""
-    kv_heads = gl.num_programs(0)
-    row = gl.arange(0, N, layout=gl.SliceLayout(1, LAYOUT))
-    channel = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, LAYOUT))
-    row_max = gl.convert_layout(row_max, gl.SliceLayout(1, LAYOUT))
-    row_sum = gl.convert_layout(row_sum, gl.SliceLayout(1, LAYOUT))
-    is_row = row < ROWS
-    if partial_out_ptr is None:
-        head = kv_head * GROUP + row % GROUP
-        if lse_ptr is not None:
-            token = sequence * QUERY_LENGTH + row // GROUP
-            lse = log_sum_exp(row_max, row_sum)
-            gl.store(lse_ptr + token * (kv_heads * GROUP) + head, lse, mask=is_row)
-        factor, total = with_sink(sinks_ptr, head, row_max, row_sum, is_row)
-        out = acc * (factor * inverse_or_zero(total))[:, None]
-        offset = row_offset(sequence, kv_head, row, stride_out_token, stride_out_head, QUERY_LENGTH, GROUP)
-        pointers = out_ptr + offset[:, None] + channel[None, :]
-        gl.store(pointers, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None])
-    else:
-        slot = (((sequence * kv_heads + kv_head) * num_splits + split) * ROWS).to(gl.int64)
-        gl.store(partial_max_ptr + slot + row, row_max, mask=is_row)
-        gl.store(partial_sum_ptr + slot + row, row_sum, mask=is_row)
-        if has_tiles:
-            pointers = partial_out_ptr + (slot + row)[:, None] * HEAD_DIM + channel[None, :]
-            gl.store(pointers, acc, mask=is_row[:, None])
-
-
-@gluon.jit(do_not_specialize=["num_splits", "window", "stride_table"])
+@gluon.jit(do_not_specialize=["kv_heads", "num_splits", "window", "stride_table"])
 def cdna_decode_kernel(
     query_ptr, key_ptr, value_ptr, table_ptr, context_ptr,
     out_ptr, lse_ptr, sinks_ptr, partial_out_ptr, partial_max_ptr, partial_sum_ptr,
     stride_table, stride_query_token, stride_query_head, stride_out_token, stride_out_head,
     stride_key_page, stride_key_head, stride_value_page, stride_value_head,
-    score_scale_log2, num_splits, window,
+    score_scale_log2, kv_heads, num_splits, window,
     ROWS: gl.constexpr, N: gl.constexpr, QUERY_LENGTH: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, WINDOWED: gl.constexpr,
     TILE: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr, MFMA_VERSION: gl.constexpr,
@@ -223,9 +186,12 @@ def cdna_decode_kernel(
         acc = cdna3.mfma(gl.convert_layout(probs.to(DTYPE), LEFT), value, acc)
 
     top, total, merged = _merge_warps(row_max, sums, acc)
-    _store_result(
+    OUT: gl.constexpr = gl.SliceLayout(0, MMA)
+    top = gl.convert_layout(top, gl.SliceLayout(1, OUT))
+    total = gl.convert_layout(total, gl.SliceLayout(1, OUT))
+    store_result(
         merged, top, total, end > begin,
         out_ptr, lse_ptr, sinks_ptr, partial_out_ptr, partial_max_ptr, partial_sum_ptr,
-        sequence, kv_head, split, num_splits, stride_out_token, stride_out_head,
-        ROWS, N, QUERY_LENGTH, GROUP, HEAD_DIM, gl.SliceLayout(0, MMA),
+        sequence, kv_head, split, kv_heads, num_splits, stride_out_token, stride_out_head,
+        ROWS, N, QUERY_LENGTH, GROUP, HEAD_DIM, OUT, 0,
     )

@@ -59,7 +59,8 @@ class Build:
             from patune.emulator import static_facts
 
             facts = static_facts(self.asm, self.shared_b, self.num_warps).to_dict()
-            return {**facts, "spills": facts["vgpr_spills"] + facts["sgpr_spills"], "shared_b": self.shared_b}
+            # spilled SGPRs move to VGPR lanes; only spilled VGPRs go to memory
+            return {**facts, "spills": facts["vgpr_spills"]}
         registers, stack_b = _cubin_usage(self.cubin or b"")
         return {"registers": registers, "spills": stack_b, "shared_b": self.shared_b}
 
@@ -129,7 +130,7 @@ def compile_call(call: KernelCall, target: Target) -> Build:
     arch: int | str = 90 if target.arch == "sm_90" else target.arch
     backend = "cuda" if target.vendor == "nvidia" else "hip"
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1" if FP_FUSION else "0")
-    compiled = triton.compile(
+    compiled = triton.compile(  # type: ignore[no-untyped-call]
         source,
         target=GPUTarget(backend, arch, target.limits.lanes),
         options={"enable_fp_fusion": FP_FUSION, **call.options},

@@ -218,7 +218,7 @@ def _signature(
         _spec(inputs.block_tables), _spec(inputs.context_lengths), _spec(inputs.sinks),
         _spec(inputs.query_scale), _spec(inputs.key_scale), _spec(inputs.value_scale),
         _spec(out), _spec(workspace), knobs, max_context,
-        type(inputs.softmax_scale), inputs.query_length, inputs.sliding_window > 0,
+        type(inputs.softmax_scale), inputs.query_length, inputs.sliding_window,
     )  # fmt: skip
 
 

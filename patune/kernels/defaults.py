@@ -22,7 +22,12 @@ def default_splits(workload: Workload, target: Target, partition_tokens: int) ->
 
     128 workgroups on 132 SMs matched or beat 264 on every shape (H200, 2026-11-22), so rounding down is right.
     """
-    return max(1, min(target.compute_units // workload.walks, tiles_of(workload, partition_tokens), MAX_SPLITS))
+    return max(
+        1,
+        min(
+            target.compute_units // workload.walks, tiles_of(workload, partition_tokens), MAX_SPLITS
+        ),
+    )
 
 
 def _reduce_chunk(num_splits: int) -> int:
@@ -36,9 +41,11 @@ def default_knobs(problem: Problem, workload: Workload, target: Target) -> Hoppe
     rows = padded_rows(problem, family)
     if family == "hopper_wgmma":
         # (64, 3, 4) is within 1.3 % of the best on page 16 HND, (128, 3, 4) on page 1024 AITER (H200, 2026-11-22).
-        tile = 128 if problem.block_size >= 1024 and rows <= 32 else 64
+        tile = 128 if problem.block_size >= 1024 and rows <= 16 else 64
         stages, warps = 3, 4
-        if rows > 32 and problem.head_dim >= 128:  # 64 rows at 4 warps spill 40 B, 8 warps are clean
+        if (
+            rows > 32 and problem.head_dim >= 128
+        ):  # 64 rows at 4 warps spill 40 B, 8 warps are clean
             tile, stages, warps = 128, 2, 8
         splits = default_splits(workload, target, tile)
         return HopperKnobs(
@@ -48,8 +55,9 @@ def default_knobs(problem: Problem, workload: Workload, target: Target) -> Hoppe
             num_warps=warps,
             reduce_chunk=_reduce_chunk(splits),
         )
-    # Registers decide: 16 rows take 200 VGPRs at 4 warps of 32 tokens; more rows take fewer, longer warps. Counted, not timed.
-    tile, warps = (128, 4) if rows <= 16 else (64, 2) if rows <= 32 else (64, 1)
+    # 32 tokens per warp is the shortest contraction and takes the fewest registers: no spills up to 64 rows (triton 3.6 and 3.9, static).
+    # Two warps keep the merge of 64 rows x 128 channels within gfx942's 64 KiB of LDS.
+    tile, warps = (128, 4) if rows <= 16 else (64, 2)
     splits = default_splits(workload, target, tile)
     return CdnaKnobs(
         partition_tokens=tile,

@@ -16,8 +16,13 @@ Limits: BLOCK_SIZE and TILE powers of two; D 64 or 128; key, value and query of 
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_async_shared, warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
+    warpgroup_mma,
+)
 
+from patune.kernels.epilogue import store_result
 from patune.kernels.gluon_compat import cp_async, workgroup_barrier
 from patune.kernels.hopper_layouts import (
     channel_rows,
@@ -30,14 +35,11 @@ from patune.kernels.hopper_layouts import (
 )
 from patune.kernels.tiles import (
     first_visible,
-    inverse_or_zero,
-    log_sum_exp,
-    page_per_token,
     row_offset,
     softmax_step,
+    table_entry,
     tile_range,
     visible,
-    with_sink,
 )
 
 
@@ -63,7 +65,9 @@ def _copy_token_rows(
         token_offset = (t0 % BLOCK_SIZE + token) * token_step
         pointers = base + token_offset[:, None] + channel_offset[None, :]
     else:
-        pages = page_per_token(table_ptr, t0 + token, first, context, BLOCK_SIZE)
+        index, mapped = table_entry(t0 + token, first, context, BLOCK_SIZE)
+        # page 0 is always mapped; a vector load hides that a page repeats, and the 16-byte copies need to know
+        pages = gl.max_constancy(gl.load(table_ptr + index, mask=mapped, other=0), [BLOCK_SIZE])
         base = cache_ptr + pages.to(gl.int64) * stride_page + (token % BLOCK_SIZE) * token_step
         pointers = base[:, None] + channel_offset[None, :]
     kept = (t0 + token >= first) & (t0 + token < context)
@@ -85,7 +89,9 @@ def _copy_channel_rows(
         base = cache_ptr + page.to(gl.int64) * stride_page + in_page
         pointers = base + (channel * BLOCK_SIZE)[:, None] + token[None, :]
     else:
-        pages = page_per_token(table_ptr, t0 + token, first, context, BLOCK_SIZE)
+        index, mapped = table_entry(t0 + token, first, context, BLOCK_SIZE)
+        # page 0 is always mapped; a vector load hides that a page repeats, and the 16-byte copies need to know
+        pages = gl.max_constancy(gl.load(table_ptr + index, mask=mapped, other=0), [BLOCK_SIZE])
         base = cache_ptr + pages.to(gl.int64) * stride_page + token % BLOCK_SIZE
         pointers = base[None, :] + (channel * BLOCK_SIZE)[:, None]
     cp_async(tile_smem, pointers)
@@ -130,46 +136,13 @@ def _zero_unseen_values(value_smem, t0, first, context, TILE: gl.constexpr, LAYO
     value_smem.store(gl.where(kept, values.to(gl.float32), 0.0).to(values.dtype))
 
 
-@gluon.jit
-def _store_result(
-    acc, row_max, row_sum, has_tiles,
-    out_ptr, lse_ptr, sinks_ptr, partial_out_ptr, partial_max_ptr, partial_sum_ptr,
-    sequence, kv_head, split, num_splits, stride_out_token, stride_out_head,
-    ROWS: gl.constexpr, N: gl.constexpr, QUERY_LENGTH: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
-    MMA: gl.constexpr,
-):
-    """Write acc [HEAD_DIM, N] normalised to the output, or as it is to the split's slot of the workspace."""
-    kv_heads = gl.num_programs(0)
-    row = gl.arange(0, N, layout=gl.SliceLayout(0, MMA))
-    channel = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(1, MMA))
-    is_row = row < ROWS
-    if partial_out_ptr is None:
-        head = kv_head * GROUP + row % GROUP
-        if lse_ptr is not None:
-            token = sequence * QUERY_LENGTH + row // GROUP
-            lse = log_sum_exp(row_max, row_sum)
-            gl.store(lse_ptr + token * (kv_heads * GROUP) + head, lse, mask=is_row)
-        factor, total = with_sink(sinks_ptr, head, row_max, row_sum, is_row)
-        out = acc * (factor * inverse_or_zero(total))[None, :]
-        offset = row_offset(sequence, kv_head, row, stride_out_token, stride_out_head, QUERY_LENGTH, GROUP)
-        pointers = out_ptr + offset[None, :] + channel[:, None]
-        gl.store(pointers, out.to(out_ptr.dtype.element_ty), mask=is_row[None, :])
-    else:
-        slot = (((sequence * kv_heads + kv_head) * num_splits + split) * ROWS).to(gl.int64)
-        gl.store(partial_max_ptr + slot + row, row_max, mask=is_row)
-        gl.store(partial_sum_ptr + slot + row, row_sum, mask=is_row)
-        if has_tiles:
-            pointers = partial_out_ptr + (slot + row)[None, :] * HEAD_DIM + channel[:, None]
-            gl.store(pointers, acc, mask=is_row[None, :])
-
-
-@gluon.jit(do_not_specialize=["num_splits", "window", "stride_table"])
+@gluon.jit(do_not_specialize=["kv_heads", "num_splits", "window", "stride_table"])
 def hopper_decode_kernel(
     query_ptr, key_ptr, value_ptr, table_ptr, context_ptr,
     out_ptr, lse_ptr, sinks_ptr, partial_out_ptr, partial_max_ptr, partial_sum_ptr,
     stride_table, stride_query_token, stride_query_head, stride_out_token, stride_out_head,
     stride_key_page, stride_key_head, stride_key_token, stride_value_page, stride_value_head, stride_value_token,
-    score_scale_log2, num_splits, window,
+    score_scale_log2, kv_heads, num_splits, window,
     ROWS: gl.constexpr, N: gl.constexpr, QUERY_LENGTH: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, AITER: gl.constexpr, WINDOWED: gl.constexpr,
     TILE: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr, PROBS_K_MAJOR: gl.constexpr,
@@ -270,9 +243,9 @@ def hopper_decode_kernel(
         value_t = value_smem.index(slot) if AITER else value_smem.index(slot).permute((1, 0))
         acc = warpgroup_mma(value_t, probs_t, acc)
 
-    _store_result(
+    store_result(
         acc, row_max, gl.sum(sums, 0), n_tiles > 0,
         out_ptr, lse_ptr, sinks_ptr, partial_out_ptr, partial_max_ptr, partial_sum_ptr,
-        sequence, kv_head, split, num_splits, stride_out_token, stride_out_head,
-        ROWS, N, QUERY_LENGTH, GROUP, HEAD_DIM, MMA,
+        sequence, kv_head, split, kv_heads, num_splits, stride_out_token, stride_out_head,
+        ROWS, N, QUERY_LENGTH, GROUP, HEAD_DIM, MMA, 1,
     )

@@ -28,8 +28,12 @@ def token_rows(TILE, HEAD_DIM, VECTOR, WARPS, AITER):
     if AITER:  # neighbouring lanes take neighbouring tokens, 16 bytes apart in memory
         lanes_t = min(LANES, TILE)
         warps_t = max(1, min(WARPS, TILE // lanes_t))
-        return gl.BlockedLayout([1, VECTOR], [lanes_t, LANES // lanes_t], [warps_t, WARPS // warps_t], [1, 0])
-    lanes_d = min(LANES, HEAD_DIM // VECTOR)  # neighbouring lanes take neighbouring vectors of one row
+        return gl.BlockedLayout(
+            [1, VECTOR], [lanes_t, LANES // lanes_t], [warps_t, WARPS // warps_t], [1, 0]
+        )
+    lanes_d = min(
+        LANES, HEAD_DIM // VECTOR
+    )  # neighbouring lanes take neighbouring vectors of one row
     return gl.BlockedLayout([1, VECTOR], [LANES // lanes_d, lanes_d], [WARPS, 1], [1, 0])
 
 

@@ -8,13 +8,13 @@ from patune.environment import FP_FUSION
 from patune.kernels.calls import KernelCall
 from patune.kernels.feasibility import padded_rows
 from patune.kernels.knobs import CdnaKnobs, HopperKnobs
-from patune.problem import Problem, Workload
 
 if TYPE_CHECKING:
     import torch
 
     from patune.kernels.inputs import DecodeInputs
     from patune.kernels.knobs import Knobs
+    from patune.problem import Problem, Workload
     from patune.target import Target
 
 LOG2E = 1.4426950408889634
@@ -50,7 +50,11 @@ def _partials(
 
 
 def _decode_arguments(
-    inputs: DecodeInputs, out: torch.Tensor, lse: torch.Tensor | None, partials: dict[str, Any], one_shot: bool
+    inputs: DecodeInputs,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    partials: dict[str, Any],
+    one_shot: bool,
 ) -> dict[str, Any]:
     key, value = inputs.key_cache, inputs.value_cache
     return {
@@ -94,8 +98,13 @@ def _decode_constants(problem: Problem, knobs: Knobs) -> dict[str, Any]:
 
 
 def _reduce_call(
-    inputs: DecodeInputs, problem: Problem, knobs: Knobs, target: Target,
-    out: torch.Tensor, lse: torch.Tensor | None, partials: dict[str, Any],
+    inputs: DecodeInputs,
+    problem: Problem,
+    knobs: Knobs,
+    target: Target,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    partials: dict[str, Any],
 ) -> KernelCall:
     from patune.kernels.reduce import reduce_kernel
 
@@ -107,6 +116,7 @@ def _reduce_call(
             "out_ptr": out,
             "lse_ptr": lse,
             "sinks_ptr": inputs.sinks,
+            "kv_heads": inputs.kv_heads,
             "num_splits": knobs.num_splits,
             "stride_out_token": out.stride(0),
             "stride_out_head": out.stride(1),
@@ -149,21 +159,31 @@ def plan_decode(
     constants = _decode_constants(problem, knobs)
     options: dict[str, Any] = {"num_warps": knobs.num_warps, "enable_fp_fusion": FP_FUSION}
     if isinstance(knobs, HopperKnobs):
-        from patune.kernels.hopper import hopper_decode_kernel as kernel
+        from patune.kernels.hopper import hopper_decode_kernel
 
+        kernel: Any = hopper_decode_kernel
         constants |= {"AITER": problem.kv_layout == "aiter", "PROBS_K_MAJOR": knobs.probs_k_major}
         if knobs.maxnreg:
             options["maxnreg"] = knobs.maxnreg
     else:
-        from patune.kernels.cdna import cdna_decode_kernel as kernel
+        from patune.kernels.cdna import cdna_decode_kernel
 
+        kernel = cdna_decode_kernel
         assert isinstance(knobs, CdnaKnobs)
         del arguments["stride_key_token"], arguments["stride_value_token"]
         constants["MFMA_VERSION"] = MFMA_VERSIONS[target.arch]
         options["waves_per_eu"] = knobs.waves_per_eu
-    arguments |= {"num_splits": knobs.num_splits, "window": inputs.sliding_window}
+    arguments |= {
+        "kv_heads": inputs.kv_heads,
+        "num_splits": knobs.num_splits,
+        "window": inputs.sliding_window,
+    }
     grid = (inputs.kv_heads, knobs.num_splits, inputs.batch)
-    calls = [KernelCall(kernel=kernel, grid=grid, arguments=arguments, constants=constants, options=options)]
+    calls = [
+        KernelCall(
+            kernel=kernel, grid=grid, arguments=arguments, constants=constants, options=options
+        )
+    ]
     if not knobs.one_shot:
         calls.append(_reduce_call(inputs, problem, knobs, target, out, lse, partials))
     return calls

@@ -14,10 +14,10 @@ from triton.experimental.gluon import language as gl
 from patune.kernels.tiles import NEG_INF, inverse_or_zero, log_sum_exp, row_offset, with_sink
 
 
-@gluon.jit(do_not_specialize=["num_splits"])
+@gluon.jit(do_not_specialize=["kv_heads", "num_splits"])
 def reduce_kernel(
     partial_out_ptr, partial_max_ptr, partial_sum_ptr, out_ptr, lse_ptr, sinks_ptr,
-    num_splits, stride_out_token, stride_out_head,
+    kv_heads, num_splits, stride_out_token, stride_out_head,
     ROWS: gl.constexpr, QUERY_LENGTH: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
     CHUNK: gl.constexpr, WARPS: gl.constexpr, LANES: gl.constexpr,
 ):
@@ -25,7 +25,6 @@ def reduce_kernel(
     row = gl.program_id(0)
     kv_head = gl.program_id(1)
     sequence = gl.program_id(2)
-    kv_heads = gl.num_programs(1)
     VECTOR: gl.constexpr = 4
     LANES_D: gl.constexpr = min(LANES, HEAD_DIM // VECTOR)
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, VECTOR], [LANES // LANES_D, LANES_D], [WARPS, 1], [1, 0])

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from patune.target import Target
 
 SPLIT_CHOICES = (1, 2, 4, 8, 16, 32, 64, 128)
-MAX_WORKGROUPS_PER_CU = 8  # more splits than that only add partial results: 2 per SM was already slower than 1 (H200)
+MAX_WORKGROUPS_PER_CU = (
+    8  # more splits than that only add partial results: 2 per SM was already slower than 1 (H200)
+)
 REDUCE_KNOBS = ("reduce_chunk", "reduce_warps")
 
 CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -42,7 +44,9 @@ CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
-def knob_choices(problem: Problem, workload: Workload, target: Target) -> dict[str, tuple[Any, ...]]:
+def knob_choices(
+    problem: Problem, workload: Workload, target: Target
+) -> dict[str, tuple[Any, ...]]:
     """Values per knob, ascending; the default knobs' own values are always among them."""
     default = default_knobs(problem, workload, target)
     return {
@@ -51,7 +55,9 @@ def knob_choices(problem: Problem, workload: Workload, target: Target) -> dict[s
     }
 
 
-def feasible_pool(problem: Problem, workload: Workload, target: Target) -> list[HopperKnobs | CdnaKnobs]:
+def feasible_pool(
+    problem: Problem, workload: Workload, target: Target
+) -> list[HopperKnobs | CdnaKnobs]:
     """Every feasible combination once, the default first. Knobs of the reduce kernel stay at their default for one split."""
     default = default_knobs(problem, workload, target)
     family = FAMILIES[target.limits.family]
@@ -63,7 +69,11 @@ def feasible_pool(problem: Problem, workload: Workload, target: Target) -> list[
         if picked["num_splits"] == 1:
             picked |= idle
         knobs = family(**picked)
-        if knobs not in pool and is_feasible(knobs, problem, target) is None and _fits(knobs, workload, target):
+        if (
+            knobs not in pool
+            and is_feasible(knobs, problem, target) is None
+            and _fits(knobs, workload, target)
+        ):
             pool[knobs] = None
     return list(pool)
 

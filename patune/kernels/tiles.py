@@ -59,12 +59,13 @@ def softmax_step(scores, seen, row_max, sums, AXIS: gl.constexpr):
 
 
 @gluon.jit
-def page_per_token(table_ptr, position, first, context, BLOCK_SIZE: gl.constexpr):
-    """Page of each token of a tile that spans several pages; tokens outside [first, context) take page 0, which is always mapped."""
-    mapped = (position >= first) & (position < context)
-    page = gl.load(table_ptr + position // BLOCK_SIZE, mask=mapped, other=0)
-    # A vector load hides that a page repeats. The hint is an attribute of the load: behind a function call Triton 3.6 would lose it.
-    return gl.max_constancy(page, [BLOCK_SIZE])
+def table_entry(position, first, context, BLOCK_SIZE: gl.constexpr):
+    """Block-table index of each token, and whether its page holds anything of [first, context).
+
+    The mask is per page, not per token: a page then repeats for all of its tokens, as the loads' max_constancy hints say.
+    """
+    index = position // BLOCK_SIZE
+    return index, (index >= first // BLOCK_SIZE) & (index * BLOCK_SIZE < context)
 
 
 @gluon.jit

@@ -179,7 +179,9 @@ class EmulatedExecutor:
         one = type(workload)(batch=1, kv_heads=1, context=workload.context)
         inputs = sample_inputs(problem, one, self.device)
         out = torch.empty_like(inputs.query)
-        workspace = torch.empty(max(1, workspace_elements(problem, one, knobs)), dtype=torch.float32)
+        workspace = torch.empty(
+            max(1, workspace_elements(problem, one, knobs)), dtype=torch.float32
+        )
         slots = 0.0
         total = mfma = moved = spilled = lds = 0
         for call in plan_decode(inputs, knobs, self.target, out=out, workspace=workspace):
