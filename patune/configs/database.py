@@ -1,0 +1,145 @@
+"""Opens the config database: makes it, brings its schema forward, and sets SQLite up for several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from patune.configs.readonly import (
+    ANOTHER_FILE,
+    LOCK_WAIT_S,
+    SCHEMA,
+    connect_readonly,
+    explain,
+    found_schema,
+)
+from patune.errors import DatabaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+CHECKED_FILE_B = (
+    64 * 2**20
+)  # larger files are opened without a full check; 132 MB take 75 ms (2026-11, one core)
+WAL_RETRY_S = 0.02
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ones that name the file and say what to do. A broken constraint is our bug: it passes.
+
+    Raises:
+        DatabaseError: the database cannot be read or written.
+    """
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except DBAPIError as error:
+        raise DatabaseError(explain(path, error.orig)) from error
+    except sqlite3.Error as error:
+        raise DatabaseError(explain(path, error)) from error
+
+
+def _connect(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = (
+        None  # transactions begin where _begin says, not where pysqlite guesses
+    )
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _begin(connection: sqlalchemy.Connection) -> None:
+    writes = connection.get_execution_options().get("patune_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _engine(path: Path) -> sqlalchemy.Engine:
+    engine = sqlalchemy.create_engine(
+        sqlalchemy.URL.create("sqlite", database=str(path)), connect_args={"timeout": LOCK_WAIT_S}
+    )
+    event.listen(engine, "connect", _connect)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _use_wal(path: Path) -> None:
+    """Readers and the writer do not block each other. The mode stays in the file.
+
+    SQLite does not wait for locks here, so this does.
+    """
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=LOCK_WAIT_S)) as connection:
+                (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+                if mode != "wal":
+                    connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(WAL_RETRY_S)
+
+
+def _migrate(engine: sqlalchemy.Engine) -> None:
+    """One transaction from whatever schema is there to the newest; a second process waits, then finds it done."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    with engine.execution_options(patune_writes=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _check(path: Path) -> None:
+    """Refuse a file whose pages or rows do not hold together."""
+    if path.stat().st_size > CHECKED_FILE_B:
+        return
+    with contextlib.closing(connect_readonly(path)) as connection:
+        rows: list[Any] = connection.execute("PRAGMA quick_check(1)").fetchall()
+    if rows != [("ok",)]:
+        raise DatabaseError(explain(path, sqlite3.DatabaseError(rows[0][0])))
+
+
+def open_engine(path: Path, *, create: bool) -> sqlalchemy.Engine:
+    """The engine of the database at ``path``, its schema the newest.
+
+    Raises:
+        DatabaseError: the file is not ours, damaged, newer, or cannot be written; or it is missing and not to be made.
+    """
+    schema = found_schema(path)
+    if schema == 0 and not create:
+        raise DatabaseError(
+            f"There is no config database at {path}. Run `patune sweep` to make one, or name one with --db or PATUNE_DB."
+        )
+    with explained(path):
+        if schema:
+            _check(path)
+        else:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DatabaseError(
+                    f"{path} cannot be made: {error.strerror}. {ANOTHER_FILE}"
+                ) from error
+        _use_wal(path)
+        engine = _engine(path)
+        if schema < SCHEMA:
+            try:
+                _migrate(engine)
+            except BaseException:
+                engine.dispose()
+                raise
+    return engine

@@ -1,0 +1,288 @@
+"""The tables of the config database, as typed SQLAlchemy models.
+
+The constraints make the promises that the code relies on: a trial has evidence only when it passed the gate,
+and a winner points to such a trial of its own target, problem and workload. ``migrations/`` creates them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sqlalchemy import (
+    REAL,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from patune.trial import STATUSES
+
+NAMING = {
+    "pk": "pk_%(table_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+}
+STATES = ("fresh", "reverify", "retired")
+TIMING_COLUMNS = ("median_us", "p20_us", "p80_us", "replays", "read_fraction")
+COUNTED_COLUMNS = (
+    "busiest_cu_slots",
+    "wave_instructions",
+    "mfma",
+    "global_bytes",
+    "lds_bytes",
+    "spill_bytes",
+)
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(v) for v in values)})"
+
+
+def _integer(column: str, low: int) -> str:
+    return f"typeof({column}) = 'integer' AND {column} >= {low}"
+
+
+def _numbers_or_null(columns: tuple[str, ...]) -> str:
+    """All of the columns are numbers >= 0, or none of them has a value."""
+    none = " AND ".join(f"{c} IS NULL" for c in columns)
+    every = " AND ".join(f"typeof({c}) IN ('integer', 'real') AND {c} >= 0" for c in columns)
+    return f"({none}) OR ({every})"
+
+
+class Base(DeclarativeBase):
+    """Base of the models: texts are TEXT, constraints have names."""
+
+    metadata: ClassVar[MetaData] = MetaData(naming_convention=NAMING)
+    type_annotation_map: ClassVar = {str: Text, float: REAL}
+
+
+class MetaRow(Base):
+    """One row about the file itself."""
+
+    __tablename__ = "patune_meta"
+    schema: Mapped[int] = mapped_column(primary_key=True)
+    uuid: Mapped[str]
+    created_by: Mapped[str]
+    created: Mapped[str]
+
+
+class TargetRow(Base):
+    """A :class:`patune.target.Target`."""
+
+    __tablename__ = "patune_target"
+    __table_args__ = (
+        UniqueConstraint("arch", "device_name", "compute_units"),
+        CheckConstraint(_integer("compute_units", 1), name="compute_units"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    arch: Mapped[str]
+    device_name: Mapped[str]
+    compute_units: Mapped[int]
+
+
+class EnvironmentRow(Base):
+    """A :class:`patune.environment.Environment` with its key."""
+
+    __tablename__ = "patune_environment"
+    __table_args__ = (
+        UniqueConstraint("key"),
+        CheckConstraint("fp_fusion IN (0, 1)", name="fp_fusion"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str]
+    patune: Mapped[str]
+    triton: Mapped[str]
+    torch: Mapped[str]
+    python: Mapped[str]
+    compiler: Mapped[str]
+    driver: Mapped[str]
+    fp_fusion: Mapped[bool]
+    kernel_source_hash: Mapped[str]
+
+
+class ProblemRow(Base):
+    """A :class:`patune.problem.Problem`."""
+
+    __tablename__ = "patune_problem"
+    __table_args__ = (
+        UniqueConstraint(
+            *("block_size", "head_dim", "qg", "query_length", "query_dtype", "kv_dtype"),
+            *("kv_quant", "kv_layout", "windowed", "sinks"),
+            name="uq_patune_problem",
+        ),
+        *(
+            CheckConstraint(_integer(c, 1), name=c)
+            for c in ("block_size", "head_dim", "qg", "query_length")
+        ),
+        *(CheckConstraint(f"{c} IN (0, 1)", name=c) for c in ("windowed", "sinks")),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    block_size: Mapped[int]
+    head_dim: Mapped[int]
+    qg: Mapped[int]
+    query_length: Mapped[int]
+    query_dtype: Mapped[str]
+    kv_dtype: Mapped[str]
+    kv_quant: Mapped[str]
+    kv_layout: Mapped[str]
+    windowed: Mapped[bool]
+    sinks: Mapped[bool]
+
+
+class WorkloadRow(Base):
+    """A :class:`patune.problem.Workload`."""
+
+    __tablename__ = "patune_workload"
+    __table_args__ = (
+        UniqueConstraint("batch", "kv_heads", "context"),
+        *(CheckConstraint(_integer(c, 1), name=c) for c in ("batch", "kv_heads", "context")),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    batch: Mapped[int]
+    kv_heads: Mapped[int]
+    context: Mapped[int]
+
+
+class RunRow(Base):
+    """One sweep, or one import of a pack."""
+
+    __tablename__ = "patune_run"
+    __table_args__ = (UniqueConstraint("id", "target_id", "environment_id"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    target_id: Mapped[int] = mapped_column(ForeignKey(TargetRow.id))
+    environment_id: Mapped[int] = mapped_column(ForeignKey(EnvironmentRow.id))
+    sampler: Mapped[str]
+    seed: Mapped[int]
+    command: Mapped[str]
+    started: Mapped[str]
+    ended: Mapped[str | None]
+
+
+class TrialRow(Base):
+    """One tried configuration: a :class:`patune.trial.TrialResult`, losers and failures included."""
+
+    __tablename__ = "patune_trial"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["run_id", "target_id", "environment_id"],
+            ["patune_run.id", "patune_run.target_id", "patune_run.environment_id"],
+        ),
+        # What winners point to, for the promise that they match.
+        UniqueConstraint(
+            "id", "target_id", "problem_id", "workload_id", name="uq_patune_trial_key"
+        ),
+        UniqueConstraint(
+            *("id", "target_id", "problem_id", "workload_id", "status", "evidence"),
+            name="uq_patune_trial_promotable",
+        ),
+        Index(
+            "ix_patune_trial_resume",
+            *("target_id", "problem_id", "workload_id", "environment_id", "knobs_hash"),
+        ),
+        CheckConstraint(_one_of("status", STATUSES), name="status"),
+        CheckConstraint("source <> ''", name="source"),
+        CheckConstraint(_integer("gate_cases", 0), name="gate_cases"),
+        CheckConstraint(_numbers_or_null(TIMING_COLUMNS), name="timing"),
+        CheckConstraint(_numbers_or_null(COUNTED_COLUMNS), name="counted"),
+        CheckConstraint(
+            "evidence IS CASE WHEN median_us IS NOT NULL THEN 'measured' "
+            "WHEN busiest_cu_slots IS NOT NULL THEN 'emulated' END",
+            name="evidence",
+        ),
+        CheckConstraint("status <> 'ok' OR evidence IS NOT NULL", name="ok_has_evidence"),
+        CheckConstraint("evidence IS NULL OR (status = 'ok' AND gate_cases >= 1)", name="gated"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int]
+    target_id: Mapped[int]
+    environment_id: Mapped[int]
+    problem_id: Mapped[int] = mapped_column(ForeignKey(ProblemRow.id))
+    workload_id: Mapped[int] = mapped_column(ForeignKey(WorkloadRow.id))
+    knobs: Mapped[str]
+    knobs_hash: Mapped[str]
+    source: Mapped[str]
+    status: Mapped[str]
+    reason: Mapped[str]
+    gate_cases: Mapped[int]
+    error_rms: Mapped[float | None]
+    evidence: Mapped[str | None]
+    median_us: Mapped[float | None]
+    p20_us: Mapped[float | None]
+    p80_us: Mapped[float | None]
+    replays: Mapped[int | None]
+    read_fraction: Mapped[float | None]
+    busiest_cu_slots: Mapped[float | None]
+    wave_instructions: Mapped[int | None]
+    mfma: Mapped[int | None]
+    global_bytes: Mapped[int | None]
+    lds_bytes: Mapped[int | None]
+    spill_bytes: Mapped[int | None]
+    facts: Mapped[str | None]
+    seconds: Mapped[float]
+    created: Mapped[str]
+    environment: Mapped[EnvironmentRow] = relationship(
+        primaryjoin="foreign(TrialRow.environment_id) == EnvironmentRow.id",
+        viewonly=True,
+        lazy="joined",
+        innerjoin=True,
+    )
+
+
+class WinnerRow(Base):
+    """The trial that serving uses for a (target, problem, workload).
+
+    ``state``: ``fresh`` is served; ``reverify`` is served although its environment has changed since; ``retired`` is
+    kept and not served. ``default_score`` and ``default_knobs`` are what the winner was compared with when promoted.
+    """
+
+    __tablename__ = "patune_winner"
+    __table_args__ = (
+        UniqueConstraint("target_id", "problem_id", "workload_id"),
+        ForeignKeyConstraint(
+            ["trial_id", "target_id", "problem_id", "workload_id", "status", "evidence"],
+            [
+                f"patune_trial.{c}"
+                for c in ("id", "target_id", "problem_id", "workload_id", "status", "evidence")
+            ],
+            name="fk_patune_winner_trial",
+        ),
+        ForeignKeyConstraint(
+            ["default_trial_id", "target_id", "problem_id", "workload_id"],
+            [f"patune_trial.{c}" for c in ("id", "target_id", "problem_id", "workload_id")],
+            name="fk_patune_winner_default_trial",
+        ),
+        CheckConstraint("status = 'ok'", name="status"),
+        CheckConstraint(_one_of("state", STATES), name="state"),
+        CheckConstraint(_integer("trials", 1), name="trials"),
+        CheckConstraint("default_score IS NULL OR default_knobs IS NOT NULL", name="default"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    target_id: Mapped[int] = mapped_column(ForeignKey(TargetRow.id))
+    problem_id: Mapped[int] = mapped_column(ForeignKey(ProblemRow.id))
+    workload_id: Mapped[int] = mapped_column(ForeignKey(WorkloadRow.id))
+    trial_id: Mapped[int]
+    status: Mapped[str]
+    evidence: Mapped[str]
+    default_trial_id: Mapped[int | None]
+    default_knobs: Mapped[str | None]
+    default_score: Mapped[float | None]
+    trials: Mapped[int]
+    state: Mapped[str]
+    created: Mapped[str]
+    imported_from: Mapped[str | None]
+    target: Mapped[TargetRow] = relationship(lazy="joined", innerjoin=True)
+    problem: Mapped[ProblemRow] = relationship(lazy="joined", innerjoin=True)
+    workload: Mapped[WorkloadRow] = relationship(lazy="joined", innerjoin=True)
+    trial: Mapped[TrialRow] = relationship(
+        primaryjoin="foreign(WinnerRow.trial_id) == TrialRow.id",
+        viewonly=True,
+        lazy="joined",
+        innerjoin=True,
+    )

@@ -1,0 +1,266 @@
+"""Between database rows and the value records, and what one transaction does with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import func, select
+
+from patune.configs.models import (
+    EnvironmentRow,
+    ProblemRow,
+    RunRow,
+    TargetRow,
+    TrialRow,
+    WinnerRow,
+    WorkloadRow,
+)
+from patune.configs.winner import Winner, utc_now
+from patune.environment import Environment
+from patune.errors import InvalidValueError
+from patune.kernels.knobs import Knobs, knobs_from_dict, knobs_to_dict
+from patune.problem import Problem, Workload
+from patune.record import Record, canonical_json, digest
+from patune.target import Target
+from patune.trial import CountedWork, Timing, TrialResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sqlalchemy.orm import Session
+
+    from patune.configs.models import Base
+
+LOGGER = logging.getLogger("patune")
+
+RecordT = TypeVar("RecordT", bound=Record)
+RowT = TypeVar("RowT", bound="Base")
+ValueT = TypeVar("ValueT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTrial:
+    """A trial as the database has it.
+
+    Attributes:
+        source: which part of the tuner proposed it.
+        created: when it was recorded, UTC to the second.
+        environment_key: :attr:`patune.environment.Environment.key` of its run.
+    """
+
+    id: int
+    knobs: Knobs
+    result: TrialResult
+    source: str
+    created: str
+    environment_key: str
+
+
+def to_record(row: Base, kind: type[RecordT]) -> RecordT:
+    """The record whose fields are columns of the row."""
+    return kind(**{f.name: getattr(row, f.name) for f in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
+def find(session: Session, kind: type[RowT], record: Record) -> RowT | None:
+    """The row of a record, if there is one; asked for once per session, which is one transaction."""
+    found: dict[object, RowT] = session.info.setdefault(kind, {})
+    if record not in found:
+        row = session.scalars(select(kind).filter_by(**record.to_dict())).one_or_none()
+        if row is None:
+            return None
+        found[record] = row
+    return found[record]
+
+
+def find_or_add(session: Session, kind: type[RowT], record: Record, **extra: object) -> RowT:
+    """The row of a record, added when it is new."""
+    row = find(session, kind, record)
+    if row is None:
+        row = kind(**record.to_dict(), **extra)
+        session.add(row)
+        session.flush()
+        session.info[kind][record] = row
+    return row
+
+
+def knobs_text(knobs: Knobs) -> str:
+    """The one spelling of knobs in the database."""
+    return canonical_json(knobs_to_dict(knobs))
+
+
+def plain_text(text: str) -> str:
+    """The text with what UTF-8 cannot carry replaced: compilers and paths emit anything."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def add_run(
+    session: Session,
+    target: Target,
+    environment: Environment,
+    *,
+    sampler: str,
+    seed: int,
+    command: str,
+) -> RunRow:
+    """A new run, started now."""
+    run = RunRow(
+        target_id=find_or_add(session, TargetRow, target).id,
+        environment_id=find_or_add(session, EnvironmentRow, environment, key=environment.key).id,
+        sampler=sampler,
+        seed=seed,
+        command=plain_text(command),
+        started=utc_now(),
+    )
+    session.add(run)
+    session.flush()
+    return run
+
+
+def _facts_text(facts: dict[str, Any] | None) -> str | None:
+    if facts is None:
+        return None
+    try:
+        return canonical_json(facts)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"facts={facts!r} is not JSON: {error}.") from error
+
+
+def add_trial(
+    session: Session,
+    run: RunRow,
+    problem: Problem,
+    workload: Workload,
+    knobs: Knobs,
+    result: TrialResult,
+    *,
+    source: str,
+) -> TrialRow:
+    """A new trial of a run."""
+    error_rms = result.error_rms
+    row = TrialRow(
+        run_id=run.id,
+        target_id=run.target_id,
+        environment_id=run.environment_id,
+        problem_id=find_or_add(session, ProblemRow, problem).id,
+        workload_id=find_or_add(session, WorkloadRow, workload).id,
+        knobs=knobs_text(knobs),
+        knobs_hash=digest(knobs_to_dict(knobs)),
+        source=source,
+        status=result.status,
+        reason=plain_text(result.reason),
+        gate_cases=result.gate_cases,
+        error_rms=None if error_rms is None or math.isnan(error_rms) else error_rms,
+        evidence=result.evidence,
+        facts=_facts_text(result.facts),
+        seconds=result.seconds,
+        created=utc_now(),
+        **(result.timing.to_dict() if result.timing else {}),
+        **(result.counted.to_dict() if result.counted else {}),
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _timing(row: TrialRow) -> Timing | None:
+    return to_record(row, Timing) if row.median_us is not None else None
+
+
+def _counted(row: TrialRow) -> CountedWork | None:
+    return to_record(row, CountedWork) if row.busiest_cu_slots is not None else None
+
+
+def stored_trial(row: TrialRow) -> StoredTrial:
+    """The trial that a row holds."""
+    return StoredTrial(
+        id=row.id,
+        knobs=knobs_from_dict(json.loads(row.knobs)),
+        result=TrialResult(
+            status=row.status,
+            reason=row.reason,
+            gate_cases=row.gate_cases,
+            error_rms=row.error_rms,
+            timing=_timing(row),
+            counted=_counted(row),
+            facts=json.loads(row.facts) if row.facts is not None else None,
+            seconds=row.seconds,
+        ),
+        source=row.source,
+        created=row.created,
+        environment_key=row.environment.key,
+    )
+
+
+def stored_winner(row: WinnerRow) -> Winner:
+    """The winner that a row holds."""
+    return Winner(
+        target=to_record(row.target, Target),
+        environment=to_record(row.trial.environment, Environment),
+        problem=to_record(row.problem, Problem),
+        workload=to_record(row.workload, Workload),
+        knobs=knobs_from_dict(json.loads(row.trial.knobs)),
+        evidence=row.evidence,
+        timing=_timing(row.trial),
+        counted=_counted(row.trial),
+        default_score=row.default_score,
+        default_knobs=knobs_from_dict(json.loads(row.default_knobs)) if row.default_knobs else None,
+        trials=row.trials,
+        gate_cases=row.trial.gate_cases,
+        error_rms=row.trial.error_rms,
+        created=row.created,
+        imported_from=row.imported_from,
+    )
+
+
+def readable(rows: Iterable[RowT], parse: Callable[[RowT], ValueT]) -> list[ValueT]:
+    """The rows that this patune understands; another version's knobs or problems are skipped with a log line."""
+    values = []
+    for row in rows:
+        try:
+            values.append(parse(row))
+        except (InvalidValueError, json.JSONDecodeError) as error:
+            LOGGER.warning("Skipped row %s of %s: %s", row.id, row.__tablename__, error)  # type: ignore[attr-defined]
+    return values
+
+
+def standing(session: Session, trial: TrialRow) -> WinnerRow | None:
+    """The winner of a trial's key, retired or not."""
+    return session.scalars(
+        select(WinnerRow).filter_by(
+            target_id=trial.target_id, problem_id=trial.problem_id, workload_id=trial.workload_id
+        )
+    ).one_or_none()
+
+
+def tried(session: Session, trial: TrialRow) -> int:
+    """Trials of a trial's key in its environment."""
+    return session.scalars(
+        select(func.count(TrialRow.id)).filter_by(
+            target_id=trial.target_id,
+            problem_id=trial.problem_id,
+            workload_id=trial.workload_id,
+            environment_id=trial.environment_id,
+        )
+    ).one()
+
+
+def set_winner(session: Session, trial: TrialRow, **values: object) -> WinnerRow:
+    """Make a trial the winner of its key."""
+    row = standing(session, trial)
+    if row is None:
+        row = WinnerRow(
+            target_id=trial.target_id, problem_id=trial.problem_id, workload_id=trial.workload_id
+        )
+        session.add(row)
+    for name, value in values.items():
+        setattr(row, name, value)
+    row.trial_id, row.status, row.evidence = trial.id, trial.status, str(trial.evidence)
+    row.state = "fresh"
+    session.flush()
+    session.expire(row)
+    return row

@@ -1,0 +1,212 @@
+"""The configuration that serving uses for a key, with the evidence for it, and which of two winners stays."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+from patune.environment import Environment
+from patune.errors import DocumentError, InvalidValueError, reject
+from patune.kernels.knobs import Knobs, knobs_from_dict, knobs_to_dict
+from patune.problem import Problem, Workload
+from patune.record import Record, check_choice, check_int, check_number, check_text
+from patune.target import Target
+from patune.trial import EVIDENCE_RANK, CountedWork, Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WinnerEvidence = Literal["measured", "emulated"]
+WINNER_EVIDENCE: tuple[str, ...] = get_args(WinnerEvidence)
+Verdict = Literal["added", "replaced", "kept"]
+
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+
+
+def utc_now() -> str:
+    """Now, as the ISO UTC seconds that records carry: ``2026-11-22T10:42:00Z``."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def check_time(name: str, value: object) -> None:
+    """Refuse anything but ISO UTC seconds. Such texts sort by time."""
+    try:
+        good = isinstance(value, str) and _TIME.fullmatch(value) is not None
+        if good:
+            datetime.fromisoformat(str(value))
+    except ValueError:
+        good = False
+    if not good:
+        raise reject(name, value, "UTC time to the second, such as 2026-11-22T10:42:00Z")
+
+
+def _check_part(name: str, value: object, kind: type, *, optional: bool = False) -> None:
+    if not isinstance(value, kind) and not (optional and value is None):
+        raise reject(name, value, f"a {kind.__name__}" + (" or null" if optional else ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Winner(Record):
+    """What is served for one (target, problem, workload), and why.
+
+    Attributes:
+        evidence: ``measured`` (has a timing) or ``emulated`` (has counted work only).
+        default_score: score of the default knobs, taken in the same way; None when unknown or when they failed.
+        default_knobs: the default that the winner was compared with; None when it was not.
+        trials: how many trials of its environment the winner was chosen from.
+        gate_cases: correctness cases that it passed.
+        error_rms: worst relative RMS error that the gate saw (dimensionless).
+        created: when it was promoted, UTC to the second.
+        imported_from: name of the pack that it came with; None when it was tuned here.
+
+    Raises:
+        InvalidValueError: a field is outside of what is allowed, or two fields contradict each other.
+    """
+
+    target: Target
+    environment: Environment
+    problem: Problem
+    workload: Workload
+    knobs: Knobs
+    evidence: str
+    timing: Timing | None
+    counted: CountedWork | None
+    default_score: float | None
+    default_knobs: Knobs | None
+    trials: int
+    gate_cases: int
+    error_rms: float | None
+    created: str
+    imported_from: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_part("target", self.target, Target)
+        _check_part("environment", self.environment, Environment)
+        _check_part("problem", self.problem, Problem)
+        _check_part("workload", self.workload, Workload)
+        _check_part("knobs", self.knobs, Knobs)
+        _check_part("timing", self.timing, Timing, optional=True)
+        _check_part("counted", self.counted, CountedWork, optional=True)
+        _check_part("default_knobs", self.default_knobs, Knobs, optional=True)
+        check_choice("evidence", self.evidence, WINNER_EVIDENCE)
+        check_int("trials", self.trials, low=1)
+        check_int("gate_cases", self.gate_cases, low=1)
+        check_time("created", self.created)
+        for name in ("default_score", "error_rms"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), low=0.0)
+        if self.imported_from is not None:
+            check_text("imported_from", self.imported_from)
+        self._check_agreement()
+
+    def _check_agreement(self) -> None:
+        has = "measured" if self.timing else "emulated" if self.counted else None
+        if self.evidence != has:
+            raise InvalidValueError(
+                f"evidence={self.evidence!r} does not agree with timing and counted; allowed: 'measured' with a timing, "
+                "'emulated' with counted work and no timing."
+            )
+        family = self.target.limits.family
+        for name, knobs in (("knobs", self.knobs), ("default_knobs", self.default_knobs)):
+            if knobs is not None and knobs.family != family:
+                raise InvalidValueError(
+                    f"{name}: family={knobs.family!r} does not run on {self.target.arch}; allowed: {family!r}."
+                )
+        if self.default_score is not None and self.default_knobs is None:
+            raise InvalidValueError("default_score is set and default_knobs is not; allowed: both.")
+
+    @property
+    def score(self) -> float:
+        """Microseconds when measured, counted issue slots when emulated; smaller is better."""
+        if self.timing is not None:
+            return self.timing.median_us
+        assert self.counted is not None, "checked when built"
+        return self.counted.busiest_cu_slots
+
+    @property
+    def speedup_over_default(self) -> float | None:
+        """Default's score over this one's; None when there is nothing to compare with."""
+        if self.default_score is None or self.score == 0:
+            return None
+        return self.default_score / self.score
+
+    @property
+    def key(self) -> tuple[Target, Problem, Workload]:
+        """What there is one winner for."""
+        return self.target, self.problem, self.workload
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "target": self.target.to_dict(),
+            "environment": self.environment.to_dict(),
+            "problem": self.problem.to_dict(),
+            "workload": self.workload.to_dict(),
+            "knobs": knobs_to_dict(self.knobs),
+            "evidence": self.evidence,
+            "timing": self.timing.to_dict() if self.timing else None,
+            "counted": self.counted.to_dict() if self.counted else None,
+            "default_score": self.default_score,
+            "default_knobs": knobs_to_dict(self.default_knobs) if self.default_knobs else None,
+            "trials": self.trials,
+            "gate_cases": self.gate_cases,
+            "error_rms": self.error_rms,
+            "created": self.created,
+            "imported_from": self.imported_from,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Back from :meth:`to_dict`.
+
+        Raises:
+            DocumentError: a part is not a JSON object, or has an unknown or missing field.
+            InvalidValueError: a value is outside of what is allowed.
+        """
+        fields = dict(data)
+        for name, parse in _PARTS.items():
+            part = fields.get(name)
+            if part is None:
+                continue
+            if not isinstance(part, dict):
+                raise DocumentError(f"Winner: {name} is {part!r}; allowed: a JSON object.")
+            fields[name] = parse(part)
+        return super(Winner, cls).from_dict(fields)
+
+
+def _knobs(part: dict[str, Any]) -> Knobs:
+    check_text("family", part.get("family"))
+    return knobs_from_dict(part)
+
+
+_PARTS = {
+    "target": Target.from_dict,
+    "environment": Environment.from_dict,
+    "problem": Problem.from_dict,
+    "workload": Workload.from_dict,
+    "knobs": _knobs,
+    "timing": Timing.from_dict,
+    "counted": CountedWork.from_dict,
+    "default_knobs": _knobs,
+}
+
+
+def compare(incoming: Winner, standing: Winner | None) -> tuple[Verdict, str]:
+    """Whether an imported winner takes the place of the standing one, and why, in words.
+
+    The better kind of evidence stays, then the newer, then the faster.
+    """
+    if standing is None:
+        return "added", "no winner for this key yet"
+    ranks = EVIDENCE_RANK[incoming.evidence], EVIDENCE_RANK[standing.evidence]
+    if ranks[0] != ranks[1]:
+        words = f"{incoming.evidence} against {standing.evidence} here"
+        return ("replaced" if ranks[0] > ranks[1] else "kept"), words
+    if incoming.created != standing.created:
+        words = f"of {incoming.created}, the one here of {standing.created}"
+        return ("replaced" if incoming.created > standing.created else "kept"), words
+    if incoming.score < standing.score:
+        return "replaced", f"as old, and faster: {incoming.score:g} against {standing.score:g} here"
+    return "kept", "the one here is as new and not slower"

@@ -1,0 +1,151 @@
+"""Values that the tests of patune.configs are made from."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from patune.configs import dispatcher
+from patune.configs.store import Store
+from patune.configs.winner import Winner
+from patune.environment import Environment
+from patune.kernels.knobs import CdnaKnobs, HopperKnobs, Knobs
+from patune.problem import Problem, Workload
+from patune.target import Target
+from patune.trial import CountedWork, Timing, TrialResult
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+H200 = Target.named("sm_90")
+H100 = Target(arch="sm_90", device_name="NVIDIA H100 80GB HBM3", compute_units=132)
+MI300X = Target.named("gfx942")
+PROBLEM = Problem(block_size=1024, head_dim=128, qg=8)
+WORKLOAD = Workload(batch=128, kv_heads=8, context=4096)
+KNOBS = HopperKnobs(partition_tokens=64, num_splits=4, num_stages=3, num_warps=4)
+OTHER_KNOBS = HopperKnobs(partition_tokens=128, num_splits=8, num_stages=2, num_warps=4)
+CDNA_KNOBS = CdnaKnobs(partition_tokens=128, num_splits=2, num_stages=1, num_warps=4)
+ENVIRONMENT = Environment(
+    patune="0.1.0",
+    triton="3.9.0",
+    torch="2.11.0",
+    python="3.11.7",
+    compiler="ptxas 12.9",
+    driver="580.1",
+    fp_fusion=True,
+    kernel_source_hash="5" * 64,
+)
+LATER_ENVIRONMENT = Environment(**{**ENVIRONMENT.to_dict(), "triton": "3.10.0", "fp_fusion": False})
+
+
+def timing(median_us: float = 50.0) -> Timing:
+    return Timing(
+        median_us=median_us,
+        p20_us=median_us * 0.98,
+        p80_us=median_us * 1.02,
+        replays=30,
+        read_fraction=0.8,
+    )
+
+
+def counted(slots: float = 1000.0) -> CountedWork:
+    return CountedWork(
+        busiest_cu_slots=slots,
+        wave_instructions=5000,
+        mfma=512,
+        global_bytes=2**40,
+        lds_bytes=65536,
+        spill_bytes=0,
+    )
+
+
+def measured(median_us: float = 50.0) -> TrialResult:
+    return TrialResult(
+        status="ok", gate_cases=12, error_rms=1e-3, timing=timing(median_us), seconds=1.5
+    )
+
+
+def emulated(slots: float = 1000.0) -> TrialResult:
+    return TrialResult(
+        status="ok",
+        gate_cases=12,
+        error_rms=2e-3,
+        counted=counted(slots),
+        facts={"vgprs": 200, "names": ["decode", "reduce"], "occupancy": None},
+    )
+
+
+CORE: dict[str, Any] = {"block_size": 1024, "head_dim": 128, "qg": 8}  # of PROBLEM, for lookup()
+KEY: dict[str, Any] = {"target": H200, "problem": PROBLEM, "workload": WORKLOAD}
+WRONG = TrialResult(
+    status="wrong", reason="token 3 differs", gate_cases=4, error_rms=0.5, seconds=0.25
+)
+
+
+def winner(**changes: Any) -> Winner:
+    """A measured winner of H200; with ``slots`` an emulated one, with ``median_us`` another time."""
+    score: dict[str, Any] = {"timing": timing(changes.pop("median_us", 50.0)), "counted": None}
+    evidence = "measured"
+    if "slots" in changes:
+        score = {"timing": None, "counted": counted(changes.pop("slots"))}
+        evidence = "emulated"
+    fields: dict[str, Any] = {
+        "target": H200,
+        "environment": ENVIRONMENT,
+        "problem": PROBLEM,
+        "workload": WORKLOAD,
+        "knobs": KNOBS,
+        "evidence": evidence,
+        "default_score": 60.0,
+        "default_knobs": OTHER_KNOBS,
+        "trials": 32,
+        "gate_cases": 12,
+        "error_rms": 1e-3,
+        "created": "2026-11-22T10:42:00Z",
+    }
+    if changes.get("target") == MI300X:
+        fields |= {"knobs": CDNA_KNOBS, "default_knobs": None, "default_score": None}
+    return Winner(**(fields | score | changes))
+
+
+def add_trial(
+    store: Store,
+    result: TrialResult,
+    *,
+    target: Target = H200,
+    environment: Environment = ENVIRONMENT,
+    problem: Problem = PROBLEM,
+    workload: Workload = WORKLOAD,
+    knobs: Knobs | None = None,
+    source: str = "search",
+) -> int:
+    """One trial in a run of its own; returns its id."""
+    run = store.begin_run(
+        target=target, environment=environment, sampler="auto", seed=7, command="patune sweep"
+    )
+    if knobs is None:
+        knobs = KNOBS if target.limits.family == "hopper_wgmma" else CDNA_KNOBS
+    trial = store.record_trial(
+        run, problem=problem, workload=workload, knobs=knobs, result=result, source=source
+    )
+    store.end_run(run)
+    return trial
+
+
+def at(batch: int = 128, kv_heads: int = 8, context: int = 4096) -> Workload:
+    """A workload that differs from WORKLOAD in what is given."""
+    return Workload(batch=batch, kv_heads=kv_heads, context=context)
+
+
+def serve(database: Path, *found: Winner) -> None:
+    """Make lookups answer from these winners."""
+    with Store.open(database) as store:
+        store.merge(found, imported_from="test")
+    dispatcher.reload()
+
+
+def dump(path: Path) -> list[str]:
+    """Everything that a database holds, as SQL."""
+    with closing(sqlite3.connect(path)) as connection:
+        return list(connection.iterdump())

@@ -1,0 +1,202 @@
+"""The promises that the database keeps by itself, tried with raw SQL."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from config_samples import H100, LATER_ENVIRONMENT, WRONG, add_trial, emulated, measured
+
+from patune.configs.models import STATES
+from patune.configs.store import Store
+from patune.problem import Problem, Workload
+from patune.trial import STATUSES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Trials: 1 measured and promoted, 2 wrong, 3 emulated, 4 of another target, 5 of another problem, 6 of another workload.
+NEW_WINNER = """
+    INSERT INTO patune_winner (target_id, problem_id, workload_id, trial_id, status, evidence,
+        default_trial_id, default_score, trials, state, created)
+    VALUES ({target}, {problem}, {workload}, {trial}, '{status}', '{evidence}', {default}, NULL, 1, 'fresh', 'now')
+"""
+NEW_TRIAL = """
+    INSERT INTO patune_trial (run_id, target_id, environment_id, problem_id, workload_id, knobs, knobs_hash,
+        source, status, reason, gate_cases, seconds, created)
+    VALUES (1, {target}, {environment}, 1, 1, '{{}}', 'h', 'search', 'wrong', '', 0, 0, 'now')
+"""
+
+
+def new_winner(**changes: object) -> str:
+    key = {"target": 1, "problem": 1, "workload": 2, "trial": 6, "status": "ok"}
+    return NEW_WINNER.format(**(key | {"evidence": "measured", "default": "NULL"} | changes))
+
+
+@pytest.fixture(scope="module")
+def filled(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("filled") / "patune.db"
+    shutil.copy(empty_database, path)
+    with Store.open(path) as store:
+        fill(store)
+    return path
+
+
+def fill(store: Store) -> None:
+    first = add_trial(store, measured())
+    add_trial(store, WRONG)
+    add_trial(store, emulated())
+    add_trial(store, measured(), target=H100, environment=LATER_ENVIRONMENT)
+    add_trial(store, measured(), problem=Problem(block_size=16, head_dim=64, qg=1))
+    add_trial(store, measured(), workload=Workload(batch=1, kv_heads=8, context=4096))
+    store.promote(first, default_trial_id=None)
+
+
+@pytest.fixture
+def rows(filled: Path, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    path = tmp_path / "patune.db"
+    shutil.copy(filled, path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        yield connection
+
+
+TRIAL = "UPDATE patune_trial SET {} WHERE id = {}"
+BROKEN = {
+    "a timed trial that failed": (
+        TRIAL.format("status = 'wrong'", 5), "ck_patune_trial_gated"),
+    "a counted trial that failed": (
+        TRIAL.format("status = 'crash'", 3), "ck_patune_trial_gated"),
+    "a timed trial that skipped the gate": (
+        TRIAL.format("gate_cases = 0", 5), "ck_patune_trial_gated"),
+    "a counted trial that skipped the gate": (
+        TRIAL.format("gate_cases = 0", 3), "ck_patune_trial_gated"),
+    "a timing on a failed trial": (
+        TRIAL.format("median_us = 1, p20_us = 1, p80_us = 1, replays = 1, read_fraction = 1, evidence = 'measured'", 2),
+        "ck_patune_trial_gated"),
+    "counted work on a failed trial": (
+        TRIAL.format("busiest_cu_slots = 1, wave_instructions = 1, mfma = 1, global_bytes = 1, lds_bytes = 1, "
+                     "spill_bytes = 0, evidence = 'emulated'", 2), "ck_patune_trial_gated"),
+    "ok without evidence": (
+        TRIAL.format("status = 'ok', gate_cases = 3", 2), "ck_patune_trial_ok_has_evidence"),
+    "a timing that is not called measured": (
+        TRIAL.format("evidence = 'emulated'", 5), "ck_patune_trial_evidence"),
+    "counted work that is called measured": (
+        TRIAL.format("evidence = 'measured'", 3), "ck_patune_trial_evidence"),
+    "evidence out of nothing": (
+        TRIAL.format("evidence = 'measured'", 2), "ck_patune_trial_evidence"),
+    "evidence that is hidden": (
+        TRIAL.format("evidence = NULL", 5), "ck_patune_trial_evidence"),
+    "half a timing": (
+        TRIAL.format("replays = NULL", 5), "ck_patune_trial_timing"),
+    "a negative timing": (
+        TRIAL.format("median_us = -1", 5), "ck_patune_trial_timing"),
+    "a timing in words": (
+        TRIAL.format("p80_us = 'fast'", 5), "ck_patune_trial_timing"),
+    "half of the counted work": (
+        TRIAL.format("mfma = NULL", 3), "ck_patune_trial_counted"),
+    "counted work in words": (
+        TRIAL.format("lds_bytes = 'many'", 3), "ck_patune_trial_counted"),
+    "an unknown status": (
+        TRIAL.format("status = 'fine'", 2), "ck_patune_trial_status"),
+    "a negative number of gate cases": (
+        TRIAL.format("gate_cases = -1", 2), "ck_patune_trial_gate_cases"),
+    "a trial from nowhere": (
+        TRIAL.format("source = ''", 2), "ck_patune_trial_source"),
+    "a trial of another environment than its run": (
+        NEW_TRIAL.format(target=1, environment=2), "FOREIGN KEY"),
+    "a trial of another target than its run": (
+        NEW_TRIAL.format(target=2, environment=1), "FOREIGN KEY"),
+    "a trial without a run": (
+        TRIAL.format("run_id = 99", 2), "FOREIGN KEY"),
+    "a winner that failed": (
+        new_winner(trial=2, status="wrong"), "ck_patune_winner_status"),
+    "a winner that failed and says ok": (
+        new_winner(trial=2, workload=1, target=1), "FOREIGN KEY|UNIQUE"),
+    "a failed trial in a winner's place": (
+        "UPDATE patune_winner SET trial_id = 2", "FOREIGN KEY"),
+    "a winner of another target": (
+        "UPDATE patune_winner SET trial_id = 4", "FOREIGN KEY"),
+    "a winner of another problem": (
+        "UPDATE patune_winner SET trial_id = 5", "FOREIGN KEY"),
+    "a winner of another workload": (
+        "UPDATE patune_winner SET trial_id = 6", "FOREIGN KEY"),
+    "a winner with better evidence than its trial": (
+        "UPDATE patune_winner SET trial_id = 3", "FOREIGN KEY"),
+    "a winner without a trial": (
+        new_winner(trial=99), "FOREIGN KEY"),
+    "two winners of a key": (
+        new_winner(trial=1, workload=1), "UNIQUE"),
+    "a default trial of another key": (
+        "UPDATE patune_winner SET default_trial_id = 4", "FOREIGN KEY"),
+    "a default's score without its knobs": (
+        "UPDATE patune_winner SET default_score = 1.0", "ck_patune_winner_default"),
+    "a winner out of no trials": (
+        "UPDATE patune_winner SET trials = 0", "ck_patune_winner_trials"),
+    "an unknown state": (
+        "UPDATE patune_winner SET state = 'new'", "ck_patune_winner_state"),
+    "a winning trial that is deleted": (
+        "DELETE FROM patune_trial WHERE id = 1", "FOREIGN KEY"),
+    "a winning trial that loses its verdict": (
+        TRIAL.format("status = 'wrong', evidence = NULL, median_us = NULL, p20_us = NULL, p80_us = NULL, "
+                     "replays = NULL, read_fraction = NULL", 1), "FOREIGN KEY"),
+    "a run that loses its target": (
+        "DELETE FROM patune_target WHERE id = 1", "FOREIGN KEY"),
+    "the same target twice": (
+        "INSERT INTO patune_target (arch, device_name, compute_units) VALUES ('sm_90', 'NVIDIA H200', 132)", "UNIQUE"),
+    "a target without compute units": (
+        "UPDATE patune_target SET compute_units = 0", "ck_patune_target_compute_units"),
+    "the same environment twice": (
+        "UPDATE patune_environment SET key = (SELECT key FROM patune_environment WHERE id = 1)", "UNIQUE"),
+    "fusion that is neither on nor off": (
+        "UPDATE patune_environment SET fp_fusion = 2", "ck_patune_environment_fp_fusion"),
+    "the same problem twice": (
+        "INSERT INTO patune_problem SELECT 99, block_size, head_dim, qg, query_length, query_dtype, kv_dtype, kv_quant, "
+        "kv_layout, windowed, sinks FROM patune_problem WHERE id = 1", "UNIQUE"),
+    "a page size in words": (
+        "UPDATE patune_problem SET block_size = 'large'", "ck_patune_problem_block_size"),
+    "half a window": (
+        "UPDATE patune_problem SET windowed = 0.5", "ck_patune_problem_windowed"),
+    "the same workload twice": (
+        "INSERT INTO patune_workload (batch, kv_heads, context) VALUES (128, 8, 4096)", "UNIQUE"),
+    "an empty batch": (
+        "UPDATE patune_workload SET batch = 0", "ck_patune_workload_batch"),
+    "a context in words": (
+        "UPDATE patune_workload SET context = 'long' WHERE id = 1", "ck_patune_workload_context"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_database_refuses(rows: sqlite3.Connection, name: str) -> None:
+    statement, constraint = BROKEN[name]
+    before = list(rows.iterdump())
+    with pytest.raises(sqlite3.IntegrityError, match=constraint):
+        rows.execute(statement)
+    assert list(rows.iterdump()) == before
+
+
+def test_the_database_accepts_what_is_right(rows: sqlite3.Connection) -> None:
+    rows.execute(new_winner())
+    rows.execute(NEW_TRIAL.format(target=1, environment=1))
+    rows.execute(TRIAL.format("median_us = 2", 5))
+    rows.execute("UPDATE patune_winner SET default_trial_id = 2 WHERE trial_id = 1")
+    rows.execute("UPDATE patune_winner SET default_knobs = '{}', default_score = 1.5")
+    for state in STATES:
+        rows.execute(f"UPDATE patune_winner SET state = '{state}'")
+    for status in STATUSES:
+        if status != "ok":
+            rows.execute(TRIAL.format(f"status = '{status}'", 2))
+    assert rows.execute("SELECT count(*) FROM patune_winner").fetchone() == (2,)
+
+
+def test_resuming_uses_an_index(rows: sqlite3.Connection) -> None:
+    query = (
+        "SELECT * FROM patune_trial WHERE target_id = 1 AND problem_id = 1 AND workload_id = 1 "
+        "AND environment_id = 1 AND knobs_hash = 'h'"
+    )
+    (plan,) = rows.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+    assert "ix_patune_trial_resume (target_id=? AND problem_id=? AND workload_id=?" in plan[3]

@@ -1,0 +1,241 @@
+"""Lookups: which layer answers, and with which of its configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from config_samples import (
+    CDNA_KNOBS,
+    CORE,
+    H100,
+    H200,
+    KNOBS,
+    MI300X,
+    OTHER_KNOBS,
+    PROBLEM,
+    WORKLOAD,
+    at,
+    serve,
+    winner,
+)
+
+from patune.configs import dispatcher
+from patune.configs.dispatcher import lookup, lookup_problem, reload, stats
+from patune.configs.packs import pack_document, pack_text
+from patune.kernels.defaults import default_knobs
+from patune.kernels.knobs import knobs_to_dict
+
+if TYPE_CHECKING:
+    from patune.problem import Workload
+
+    pass
+
+DEFAULT = default_knobs(PROBLEM, WORKLOAD, H200)
+SWEEP = "patune sweep --block-size 1024 --head-dim 128 --qg 8"
+pytestmark = pytest.mark.usefixtures("fresh_dispatcher")
+
+
+@pytest.fixture(autouse=True)
+def every_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="patune")
+
+
+def test_an_exact_answer(database: Path, caplog: pytest.LogCaptureFixture) -> None:
+    serve(database, winner())
+    answer = lookup(**CORE, target="sm_90")
+    assert (answer.knobs, answer.source, answer.evidence) == (KNOBS, "exact", "measured")
+    assert answer.distance == {"walks": 0, "context": 0, "total": 0}
+    assert json.loads(json.dumps(answer.to_dict())) == {
+        "schema": 1,
+        "source": "exact",
+        "evidence": "measured",
+        "knobs": knobs_to_dict(KNOBS),
+        "key": {
+            "target": H200.to_dict(),
+            "problem": PROBLEM.to_dict(),
+            "workload": WORKLOAD.to_dict(),
+        },
+        "stored_workload": WORKLOAD.to_dict(),
+        "distance": {"walks": 0.0, "context": 0.0, "total": 0.0},
+    }
+    assert lookup_problem(PROBLEM, WORKLOAD, H200) == answer
+    assert caplog.text == ""
+
+
+def test_the_same_walks_are_exact(database: Path) -> None:
+    serve(database, winner())
+    answer = lookup(**CORE, batch=256, kv_heads=4, target="sm_90")
+    assert (answer.source, answer.stored_workload) == ("exact", WORKLOAD)
+
+
+def test_among_exact_ones_evidence_then_batch_decides(database: Path) -> None:
+    a, b, c = (dataclasses.replace(KNOBS, num_splits=n) for n in (1, 2, 3))
+    serve(
+        database,
+        winner(workload=at(128, 8), knobs=a, slots=1.0, created="2026-11-22T12:00:00Z"),
+        winner(workload=at(256, 4), knobs=b, created="2026-11-22T11:00:00Z"),
+        winner(workload=at(512, 2), knobs=c, created="2026-11-22T10:00:00Z"),
+    )
+    assert lookup(**CORE, batch=128, kv_heads=8, target="sm_90").knobs == b
+    assert lookup(**CORE, batch=512, kv_heads=2, target="sm_90").knobs == c
+    assert lookup(**CORE, batch=1024, kv_heads=1, target="sm_90").knobs == b
+
+
+@pytest.mark.parametrize(
+    ("asked", "source"),
+    [
+        (at(batch=256), "nearest"),
+        (at(batch=64), "nearest"),
+        (at(context=8192), "nearest"),
+        (at(context=2048), "nearest"),
+        (at(batch=256, context=2048), "nearest"),
+        (at(batch=257), "default"),
+        (at(batch=63), "default"),
+        (at(context=8193), "default"),
+        (at(context=2047), "default"),
+        (at(batch=129, context=8193), "default"),
+    ],
+)
+def test_a_neighbour_is_at_most_a_factor_of_two_away(
+    database: Path, asked: Workload, source: str
+) -> None:
+    serve(database, winner())
+    answer = lookup_problem(PROBLEM, asked, H200)
+    assert answer.source == source
+    assert answer.knobs == (KNOBS if source == "nearest" else default_knobs(PROBLEM, asked, H200))
+
+
+def test_the_nearest_neighbour_answers(database: Path) -> None:
+    serve(
+        database,
+        winner(workload=at(context=4096)),
+        winner(workload=at(context=8192), knobs=OTHER_KNOBS),
+    )
+    nearest = lookup(**CORE, context=5000, target="sm_90")
+    assert (nearest.knobs, nearest.stored_workload) == (KNOBS, at(context=4096))
+    assert nearest.distance == {
+        "walks": 0.0,
+        "context": pytest.approx(0.28771, rel=1e-4),
+        "total": pytest.approx(0.28771, rel=1e-4),
+    }
+    assert lookup(**CORE, context=7000, target="sm_90").knobs == OTHER_KNOBS
+
+
+OTHER_PROBLEMS = [
+    {"block_size": 512},
+    {"head_dim": 64},
+    {"qg": 16},
+    {"query_length": 2},
+    {"query_dtype": "fp16"},
+    {"kv_dtype": "fp16"},
+    {"kv_dtype": "fp8_e4m3fn", "kv_quant": "per_tensor"},
+    {"kv_layout": "hnd"},
+    {"windowed": True},
+    {"sinks": True},
+]
+
+
+@pytest.mark.parametrize("change", OTHER_PROBLEMS)
+def test_another_problem_is_never_answered_for(database: Path, change: dict[str, Any]) -> None:
+    serve(database, winner())
+    assert lookup(**(CORE | change), target="sm_90").source == "default"
+
+
+def test_another_device_of_the_architecture_is_never_answered_for(database: Path) -> None:
+    serve(database, winner(target=H100), winner(target=MI300X))
+    assert lookup(**CORE, target="sm_90").source == "default"
+    assert lookup_problem(PROBLEM, WORKLOAD, H100).source == "exact"
+    fewer = dataclasses.replace(H100, compute_units=114)
+    assert lookup_problem(PROBLEM, WORKLOAD, fewer).source == "default"
+
+
+def test_packs_answer_after_the_database(database: Path, fresh_dispatcher: Path) -> None:
+    folder = fresh_dispatcher / "sm_90"
+    folder.mkdir()
+    packed = [
+        winner(knobs=OTHER_KNOBS),
+        winner(knobs=OTHER_KNOBS, workload=at(context=512)),
+        winner(target=MI300X, slots=5.0),
+    ]
+    (folder / "h200.json").write_text(pack_text(pack_document(packed)))
+    serve(database, winner(workload=at(context=2048)))
+    near = lookup(**CORE, target="sm_90")
+    assert (near.knobs, near.source) == (KNOBS, "nearest")
+    far = lookup(**CORE, context=5000, target="sm_90")
+    assert (far.knobs, far.source, far.evidence) == (OTHER_KNOBS, "pack", "measured")
+    assert far.distance is not None
+    assert far.distance["context"] > 0
+    exact = lookup(**CORE, context=512, target="sm_90")
+    assert (exact.source, exact.distance) == ("pack", {"walks": 0, "context": 0, "total": 0})
+    amd = lookup(**CORE, target="gfx942")
+    assert (amd.knobs, amd.source, amd.evidence) == (CDNA_KNOBS, "pack", "emulated")
+    assert stats()["entries"] == {"db": 1, "packs": 3}
+
+
+def test_a_bad_pack_costs_a_log_line(
+    fresh_dispatcher: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (fresh_dispatcher / "a.json").write_text("{")
+    (fresh_dispatcher / "b.json").write_text(pack_text(pack_document([winner()])))
+    assert lookup(**CORE, target="sm_90").source == "pack"
+    assert f"Answering without a pack: {fresh_dispatcher / 'a.json'} is not a pack" in caplog.text
+
+
+def test_the_shipped_packs_can_be_read() -> None:
+    from patune.configs.packs import read_pack
+
+    for path in (Path(dispatcher.__file__).parent / "packs").rglob("*.json"):
+        assert read_pack(path)
+
+
+def test_what_the_kernels_refuse_is_skipped(
+    database: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve(
+        database,
+        winner(),
+        winner(workload=at(context=4000), knobs=OTHER_KNOBS),
+    )
+    monkeypatch.setattr(
+        dispatcher, "is_feasible", lambda knobs, p, t: "too many splits" if knobs == KNOBS else None
+    )
+    assert lookup(**CORE, target="sm_90").knobs == OTHER_KNOBS
+    assert lookup(**CORE, context=4097, target="sm_90").knobs == OTHER_KNOBS
+    assert caplog.text.count("too many splits") == 1
+    monkeypatch.setattr(dispatcher, "is_feasible", lambda knobs, p, t: "all of them")
+    reload()
+    assert lookup(**CORE, target="sm_90").source == "default"
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    ["null", "[]", "{", "5", '{"family": []}', '{"family": "x"}', '{"family": "hopper_wgmma"}'],
+)
+def test_knobs_that_cannot_be_read_are_skipped(database: Path, knobs: str) -> None:
+    serve(database, winner())
+    connection = sqlite3.connect(database)
+    with connection:
+        connection.execute("UPDATE patune_trial SET knobs = ?", (knobs,))
+    connection.close()
+    reload()
+    assert lookup(**CORE, target="sm_90").source == "default"
+
+
+def test_retired_winners_are_not_served(database: Path) -> None:
+    serve(database, winner())
+    connection = sqlite3.connect(database)
+    with connection:
+        connection.execute("UPDATE patune_winner SET state = 'retired'")
+    reload()
+    assert lookup(**CORE, target="sm_90").source == "default"
+    with connection:
+        connection.execute("UPDATE patune_winner SET state = 'reverify'")
+    connection.close()
+    reload()
+    assert lookup(**CORE, target="sm_90").source == "exact"
