@@ -93,23 +93,18 @@ def paged_attention_decode(
         value_scale: like key_scale.
         out: [batch * query_length, q_heads, head_dim] bf16 or fp16, written in place and returned.
         workspace: float32 of :func:`workspace_for`.
-        return_lse: also return the natural-log LSE [batch * query_length, q_heads] float32, without the sinks.
+        return_lse: return (out, lse) with the natural-log LSE [batch * query_length, q_heads] float32, without the sinks.
         knobs: how to compute it; None takes the stored winner of the problem, else the default.
         max_context: upper bound of ``context_lengths`` when the caller knows one below the block tables' width; it only chooses knobs.
-
-    Returns:
-        out, or (out, lse).
 
     Raises:
         InvalidValueError: tensors that do not fit together, or knobs that do not fit the problem.
         UnsupportedProblemError: no kernel of this device computes the problem.
     """
-    if isinstance(sliding_window, bool) or not isinstance(sliding_window, int):
-        raise reject("sliding_window", sliding_window, "an integer; 0 or less is no window")
     inputs = DecodeInputs(
         query=query, key_cache=key_cache, value_cache=value_cache, block_tables=block_tables,
         context_lengths=context_lengths, softmax_scale=softmax_scale, query_length=query_length,
-        sliding_window=max(0, sliding_window), sinks=sinks,
+        sliding_window=_window_tokens(sliding_window), sinks=sinks,
         query_scale=query_scale, key_scale=key_scale, value_scale=value_scale,
     )  # fmt: skip
     if query.device.type == "cpu":
@@ -143,6 +138,12 @@ def workspace_for(
     else:
         elements = workspace_elements(problem, workload, knobs)
     return torch.empty(elements, dtype=torch.float32, device=device)
+
+
+def _window_tokens(sliding_window: int) -> int:
+    if isinstance(sliding_window, bool) or not isinstance(sliding_window, int):
+        raise reject("sliding_window", sliding_window, "an integer; 0 or less is no window")
+    return max(0, sliding_window)
 
 
 def forget_steps() -> None:

@@ -15,6 +15,7 @@ MIN_ROWS = {"hopper_wgmma": 8, "cdna_mfma": 16}  # narrowest row side of the mat
 WARPGROUP = 4  # warps that issue one wgmma
 CDNA_MIN_WARP_TOKENS = 32  # 4 lane groups x 8 elements: Triton 3.6 computes garbage below it
 CDNA_MAX_STAGES = 2
+REDUCE_VECTOR = 4  # float32 channels per lane of the reduce kernel
 MATH_DTYPES = ("bf16", "fp16")
 
 
@@ -48,12 +49,23 @@ def is_feasible(knobs: Knobs, problem: Problem, target: Target) -> str | None:
     """Why these knobs cannot compute the problem on the target, or None when they can."""
     if knobs.family != target.limits.family:
         return f"knobs of family {knobs.family} do not drive {target.arch}, which takes {target.limits.family}"
-    if reason := unsupported(problem, target):
+    if reason := unsupported(problem, target) or _reduce(knobs, problem, target):
         return reason
     if isinstance(knobs, HopperKnobs):
         return _hopper(knobs, problem, target)
     assert isinstance(knobs, CdnaKnobs)
     return _cdna(knobs, target)
+
+
+def _reduce(knobs: Knobs, problem: Problem, target: Target) -> str | None:
+    """The reduce kernel's layout must not hold a split twice.
+
+    Two warps that sum the same splits in another order race for the last bit (found by the emulator's race detector, 2026-11-22).
+    """
+    held = knobs.reduce_warps * max(1, target.limits.lanes * REDUCE_VECTOR // problem.head_dim)
+    if not knobs.one_shot and knobs.reduce_chunk < held:
+        return f"reduce_chunk={knobs.reduce_chunk}: reduce_warps={knobs.reduce_warps} hold {held} splits at a time"
+    return None
 
 
 def _hopper(knobs: HopperKnobs, problem: Problem, target: Target) -> str | None:

@@ -28,6 +28,7 @@ def reduce_kernel(
     VECTOR: gl.constexpr = 4
     LANES_D: gl.constexpr = min(LANES, HEAD_DIM // VECTOR)
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, VECTOR], [LANES // LANES_D, LANES_D], [WARPS, 1], [1, 0])
+    gl.static_assert(CHUNK >= WARPS * (LANES // LANES_D), "two warps would sum the same splits and race for the last bit")
     in_chunk = gl.arange(0, CHUNK, layout=gl.SliceLayout(1, LAYOUT))
     channel = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, LAYOUT))
     base = ((sequence * kv_heads + kv_head) * num_splits) * ROWS + row

@@ -1,0 +1,111 @@
+"""Representative kernel calls of every target: what a change of kernels or of Triton must still compile."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from patune.kernels.defaults import default_knobs
+from patune.kernels.feasibility import is_feasible, unsupported
+from patune.kernels.knobs import CdnaKnobs, HopperKnobs, Knobs
+from patune.kernels.plan import plan_decode, workspace_elements
+from patune.kernels.samples import sample_inputs
+from patune.problem import Problem, Workload
+from patune.target import ARCHS, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from patune.kernels.calls import KernelCall
+
+TINY = Workload(batch=2, kv_heads=2, context=256)
+FEW_WALKS = Workload(batch=1, kv_heads=2, context=4096)  # default knobs of a small batch are split
+SHAPES = (
+    (64, 1, 1),
+    (128, 8, 1),
+    (128, 16, 1),
+    (64, 16, 4),
+    (128, 16, 4),
+)  # (head_dim, qg, query_length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileCase:
+    """One configuration of the matrix."""
+
+    problem: Problem
+    knobs: Knobs
+    target: Target
+
+    @property
+    def name(self) -> str:
+        """One line that tells it from the others."""
+        p, k = self.problem, self.knobs
+        flags = "".join(f" {f}" for f in ("windowed", "sinks") if getattr(p, f))
+        return (
+            f"{self.target.arch} {p.kv_layout} page {p.block_size} head_dim {p.head_dim} qg {p.qg} query_length {p.query_length} "
+            f"{p.kv_dtype}{flags}: tile {k.partition_tokens} splits {k.num_splits} stages {k.num_stages} warps {k.num_warps}"
+        )
+
+    def calls(self) -> list[KernelCall]:
+        """The calls to compile; their tensors are tiny and on the CPU."""
+        inputs = sample_inputs(self.problem, TINY, torch.device("cpu"))
+        elements = workspace_elements(self.problem, inputs.workload(), self.knobs)
+        return plan_decode(
+            inputs,
+            self.knobs,
+            self.target,
+            out=torch.empty_like(inputs.query),
+            workspace=torch.empty(elements),
+            lse=torch.empty(inputs.query.shape[:2]),
+        )
+
+
+def _problems() -> Iterator[Problem]:
+    """Every layout, page kind and shape, and on page 64 every variant."""
+    for layout, page in itertools.product(("aiter", "nhd", "hnd"), (16, 64, 1024)):
+        for head_dim, qg, query_length in SHAPES:
+            base = Problem(
+                block_size=page,
+                head_dim=head_dim,
+                qg=qg,
+                query_length=query_length,
+                kv_layout=layout,
+            )
+            yield base
+            if page == 64:
+                yield replace(base, windowed=True, sinks=True)
+                yield replace(base, query_dtype="fp16", kv_dtype="fp16")
+
+
+def _variants(problem: Problem, target: Target) -> Iterator[Knobs]:
+    """Default knobs of a small and of a large batch, then one knob at a time away from them."""
+    split = default_knobs(problem, FEW_WALKS, target)
+    yield split
+    yield default_knobs(problem, replace(FEW_WALKS, batch=128), target)
+    if problem.head_dim != 128 or problem.qg != 8:
+        return
+    yield replace(split, partition_tokens=256)
+    yield replace(split, num_stages=2)
+    yield replace(split, num_warps=8, partition_tokens=256, num_stages=1)
+    if isinstance(split, HopperKnobs):
+        yield replace(split, maxnreg=128)
+    if isinstance(split, CdnaKnobs):
+        yield replace(split, waves_per_eu=2)
+
+
+def compile_matrix() -> list[CompileCase]:
+    """Every case of every architecture that is feasible there."""
+    cases = []
+    for arch in ARCHS:
+        target = Target.named(arch)
+        for problem in _problems():
+            if unsupported(problem, target):
+                continue
+            for knobs in dict.fromkeys(_variants(problem, target)):
+                if is_feasible(knobs, problem, target) is None:
+                    cases.append(CompileCase(problem=problem, knobs=knobs, target=target))
+    return cases

@@ -1,0 +1,59 @@
+"""The CDNA kernels, compiled for real and executed by the ISA emulator: correct ones pass the gate, planted bugs do not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from mutants import MUTANTS, plant
+
+from patune.kernels.knobs import CdnaKnobs
+from patune.problem import Problem
+from patune.target import Target
+from patune.tuner.executors import EmulatedExecutor
+from patune.tuner.gate import run_gate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mutants import Mutant
+
+pytestmark = pytest.mark.slow
+# Every mutant shows here: windowed, several query tokens, sinks, pages smaller than a tile, two splits.
+PROBLEM = Problem(block_size=16, head_dim=64, qg=4, query_length=2, windowed=True, sinks=True)
+KNOBS = CdnaKnobs(partition_tokens=64, num_splits=2, num_stages=1, num_warps=2, reduce_chunk=8, reduce_warps=1)
+
+
+@pytest.fixture(scope="module")
+def executor() -> EmulatedExecutor:
+    return EmulatedExecutor(Target.named("gfx942"))
+
+
+def test_the_correct_kernel_passes(executor: EmulatedExecutor) -> None:
+    report = run_gate(PROBLEM, KNOBS, executor.target, executor)
+    assert (report.status, report.reason) == ("ok", "")
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_planted_bugs_are_rejected(
+    mutant: Mutant, tmp_path: Path, executor: EmulatedExecutor
+) -> None:
+    report = run_gate(PROBLEM, KNOBS, executor.target, executor, plan=plant(mutant, tmp_path))
+    assert report.status in ("wrong", "nonfinite")
+
+
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
+@pytest.mark.parametrize(
+    ("page", "knobs"),
+    [
+        (1024, CdnaKnobs(partition_tokens=256, num_splits=1, num_stages=1, num_warps=8)),
+        (1024, CdnaKnobs(partition_tokens=128, num_splits=3, num_stages=2, num_warps=4, waves_per_eu=2)),
+        (64, CdnaKnobs(partition_tokens=64, num_splits=1, num_stages=2, num_warps=1)),
+    ],
+    ids=["page1024_one_shot", "page1024_split", "page64"],
+)
+def test_knobs_pass_on_both_architectures(arch: str, page: int, knobs: CdnaKnobs) -> None:
+    executor = EmulatedExecutor(Target.named(arch))
+    problem = Problem(block_size=page, head_dim=128, qg=8)
+    report = run_gate(problem, knobs, executor.target, executor)
+    assert (report.status, report.reason) == ("ok", "")
