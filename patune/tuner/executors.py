@@ -13,7 +13,7 @@ from patune.kernels.plan import plan_decode, workspace_elements
 from patune.record import digest
 from patune.target import detect_target
 from patune.trial import CountedWork
-from patune.tuner.samples import sample_inputs
+from patune.kernels.samples import sample_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,86 @@
+"""The clock, the read ceiling and a small sweep on the device itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from patune.configs.store import Store
+from patune.kernels.defaults import default_knobs
+from patune.problem import Problem, Workload
+from patune.target import detect_target
+from patune.tuner.progress import TrialEnded
+from patune.tuner.sweep import SweepOptions, run_sweep
+
+pytestmark = pytest.mark.gpu
+
+PROBLEM = Problem(block_size=64, head_dim=128, qg=8)
+WORKLOAD = Workload(batch=4, kv_heads=8, context=4096)
+SPREAD = 0.1  # of one kernel's medians within a minute: peers differ by 4.2 % at most
+
+
+@pytest.fixture(scope="module")
+def target():
+    return detect_target()
+
+
+@pytest.fixture(scope="module")
+def bench(target):
+    from patune.tuner.clock import Bench
+    from patune.tuner.rotation import FlatPool
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    pool = FlatPool(device)
+    return Bench(PROBLEM, WORKLOAD, target, pool, device=device, ceiling_gb_s=4600.0)
+
+
+def test_the_read_ceiling_is_what_the_part_can_do():
+    from patune.tuner.read_ceiling import read_ceiling_gb_s
+
+    assert 1500 < read_ceiling_gb_s(1 << 30) < 5000  # H100 to H200
+
+
+def test_a_step_is_timed_and_two_measurements_agree(target, bench):
+    knobs = default_knobs(PROBLEM, WORKLOAD, target)
+    timing = bench.time(knobs)
+    assert timing.replays == 24
+    assert timing.p20_us <= timing.median_us <= timing.p80_us
+    floor_us = WORKLOAD.kv_bytes(PROBLEM) / 5.0e12 * 1e6  # no part reads faster
+    assert floor_us < timing.median_us < 20 * floor_us
+    seconds = timing.median_us * 1e-6
+    assert timing.read_fraction == pytest.approx(
+        WORKLOAD.kv_bytes(PROBLEM) / seconds / 4600e9, rel=1e-6
+    )
+    assert bench.time(knobs).median_us == pytest.approx(timing.median_us, rel=SPREAD)
+
+
+def test_a_hopeless_candidate_is_given_up_early(target, bench):
+    knobs = default_knobs(PROBLEM, WORKLOAD, target)
+    assert bench.time(knobs, incumbent_us=0.1).replays == 3
+
+
+def test_finalists_are_timed_in_turns_and_the_same_knobs_tie(target, bench):
+    knobs = default_knobs(PROBLEM, WORKLOAD, target)
+    one_shot = dataclasses.replace(knobs, num_splits=1)
+    first, slow, second = bench.retime([knobs, one_shot, knobs])
+    assert first.median_us == pytest.approx(second.median_us, rel=SPREAD)
+    assert slow.median_us > 1.2 * first.median_us  # 32 of 132 SMs work
+
+
+def test_a_sweep_ends_with_a_measured_winner(target, tmp_path):
+    options = SweepOptions(target=target, problems=(PROBLEM,), workloads=(WORKLOAD,), trials=6)
+    events = []
+    with Store.open(tmp_path / "patune.db") as store:
+        report = run_sweep(options, store, events.append)
+        trials = store.trials(target=target, problem=PROBLEM, workload=WORKLOAD)
+    assert report.exit_code == 0
+    assert report.evidence == "measured"
+    assert sum(isinstance(e, TrialEnded) for e in events) == 6
+    (key,) = report.keys
+    assert key.winner.timing.read_fraction < 1.02
+    assert key.winner.default_score >= key.winner.score * 0.99
+    default = next(t for t in trials if t.source == "default")
+    assert default.result.status == "ok", default.result.reason
+    assert default.result.facts["hopper_decode_kernel"]["spills"] == 0

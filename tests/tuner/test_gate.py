@@ -1,0 +1,242 @@
+"""The gate passes a correct split decode and rejects every planted bug, with the right status and a reason that names the place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from test_gate_simulation import (
+    TARGET,
+    CpuExecutor,
+    Simulation,
+    make_knobs,
+    make_problem,
+    oracle_plan,
+)
+
+from patune.errors import EmulatorError
+from patune.tuner.cases import gate_cases, seed_plan_cases
+from patune.tuner.gate import GateReport, run_cases, run_gate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from patune.kernels.calls import KernelCall
+    from patune.kernels.inputs import DecodeInputs
+    from patune.kernels.knobs import CdnaKnobs
+    from patune.problem import Problem
+    from patune.target import Target
+
+
+def gate(bug: str, problem: Problem, knobs: CdnaKnobs | None = None) -> GateReport:
+    return run_gate(
+        problem, knobs or make_knobs(), TARGET, CpuExecutor(), plan=Simulation(bug).plan
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"block_size": 16, "query_length": 4, "kv_layout": "nhd"},
+        {"windowed": True, "sinks": True, "query_length": 2},
+        {"block_size": 16, "windowed": True, "head_dim": 128},
+        {
+            "sinks": True,
+            "query_dtype": "fp16",
+            "kv_dtype": "fp16",
+            "kv_layout": "hnd",
+            "block_size": 64,
+        },
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_a_correct_kernel_passes(fields: dict[str, Any], splits: int) -> None:
+    problem = make_problem(**fields)
+    report = gate("", problem, make_knobs(splits=splits))
+    assert (report.status, report.reason, report.failed_case) == ("ok", "", None)
+    assert report.cases == len(gate_cases(problem, make_knobs(), emulated=True)) >= 5
+    assert report.error_rms is not None
+    assert 0.0001 < report.error_rms < (0.001 if problem.query_dtype == "fp16" else 0.004)
+
+
+WINDOWED = {"windowed": True}
+MTP = {"query_length": 4}
+SINKS = {"sinks": True}
+BUGS: list[tuple[str, dict[str, Any], str, str, str]] = [
+    # bug, problem, status, failing case, words of the reason
+    ("window narrow", WINDOWED, "wrong", "markers/window1", "weight on token 0"),
+    ("window wide", WINDOWED, "nonfinite", "random/crossing", "something unused was read"),
+    ("window wide", WINDOWED | MTP, "nonfinite", "random/crossing", "something unused was read"),
+    ("window of the last row", WINDOWED | MTP, "wrong", "random/crossing", "10 of 16 rows"),
+    ("not causal", MTP, "wrong", "markers/edges", "context 3), query token 0, head 0 (KV head 0) sees no token"),
+    ("causal late", MTP, "wrong", "markers/edges", "too little weight on token 0"),
+    ("causal late", {}, "wrong", "markers/edges", "sequence 1 (context 1), query token 0"),
+    ("token lost at tile edge", {}, "wrong", "markers/edges", "too little weight on token 128"),
+    ("tokens of early rows lost at split edge", MTP, "wrong", "markers/edges", "too little weight on token 125-126"),
+    ("tile twice", {}, "wrong", "markers/edges", "sequence 4 (context 129)"),
+    ("last tile lost", {}, "wrong", "markers/edges", "too little weight on token 128"),
+    ("value tail unmasked", {}, "nonfinite", "markers/edges", "something unused was read"),
+    ("zeros", {}, "wrong", "markers/edges", "of 129 tokens"),
+    ("page offset missing", {}, "wrong", "markers/edges", "too much weight on token 0-31"),
+    ("table row", {}, "launch_error", "markers/edges", "load outside of key_ptr"),
+    ("sink scaled", SINKS, "wrong", "markers/edges", "of 1 tokens in sequence 1 (context 1)"),
+    ("sink per split", SINKS, "wrong", "markers/edges", "of 129 tokens"),
+    ("sink of head 0", SINKS, "wrong", "markers/edges", "head 3 (KV head 0)"),
+    ("sink overflows", SINKS, "wrong", "peaked/tile", "relative RMS error"),
+    ("scale missing", {}, "wrong", "random/heads", "relative RMS error"),
+    ("heads interleaved", {}, "wrong", "random/heads", "6 of 8 rows"),
+    ("keys of head 0", {}, "wrong", "random/heads", "4 of 8 rows"),
+    ("rows transposed", MTP, "wrong", "markers/edges", "sees no token: expected zeros"),
+    ("stale rows", {}, "nonfinite", "markers/edges", "they were not written"),
+    ("context 0 unwritten", {}, "nonfinite", "markers/edges", "sequence 0 (context 0)"),
+    ("empty rows divide by zero", {}, "nonfinite", "markers/edges", "0 / 0"),
+    ("lse base 2", {}, "wrong", "random/heads", "it is in base 2"),
+    ("lse with sink", SINKS, "wrong", "random/heads", "lse 6."),
+    ("noise", {}, "unstable", "peaked/tile", "run 2 differs from run 1 in sequence 0"),
+    ("overrun", {}, "wrong", "markers/edges", "1 elements between rows of out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bug", "fields", "status", "case", "words"), BUGS, ids=[f"{b[0]} {[*b[1]]}" for b in BUGS]
+)
+def test_a_planted_bug_is_rejected(
+    bug: str, fields: dict[str, Any], status: str, case: str, words: str
+) -> None:
+    problem = make_problem(**fields)
+    report = gate(bug, problem)
+    assert (report.status, report.failed_case) == (status, case), report.reason
+    assert not report.ok
+    assert report.reason.startswith(f"case {case} (window ")
+    assert "tile 128, page 1024, splits 3" in report.reason
+    assert words in report.reason
+    names = [c.name for c in gate_cases(problem, make_knobs(), emulated=True)]
+    assert report.cases == names.index(case), "the cases before the failing one passed"
+
+
+@pytest.mark.parametrize(
+    ("bug", "tile"), [(bug, (64, 256)[i % 2]) for i, bug in enumerate(sorted({b[0] for b in BUGS}))]
+)
+def test_planted_bugs_are_rejected_at_other_tiles(bug: str, tile: int) -> None:
+    fields = next(b[1] for b in BUGS if b[0] == bug)
+    problem = make_problem(**{**fields, "block_size": 16, "head_dim": 128})
+    if bug == "page offset missing":
+        problem = make_problem(block_size=512)
+    report = gate(bug, problem, make_knobs(tile=tile, splits=2))
+    assert report.status in ("wrong", "nonfinite", "unstable", "launch_error")
+    assert report.failed_case is not None
+
+
+@pytest.mark.parametrize(
+    "fields", [{"block_size": 16}, {"windowed": True, "sinks": True, "query_length": 3}], ids=str
+)
+def test_a_correct_kernel_passes_the_device_cases(fields: dict[str, Any]) -> None:
+    problem, knobs = make_problem(**fields), make_knobs(splits=4)
+    cases = gate_cases(problem, knobs, emulated=False)
+    report = run_cases(cases, problem, knobs, TARGET, CpuExecutor(), plan=Simulation().plan)
+    assert (report.status, report.reason, report.cases) == ("ok", "", len(cases))
+
+
+@pytest.mark.parametrize(
+    ("bug", "fields", "words"),
+    [
+        ("token lost at tile edge", {}, "too little weight on token 128"),
+        ("tile twice", {}, "wrong"),
+        ("noise", {}, "run 2 differs"),
+        ("window of the last row", WINDOWED | MTP, "too little weight"),
+        ("32-bit offsets", {}, "case random/far/window0"),
+    ],
+)
+def test_the_device_cases_reject_planted_bugs(bug: str, fields: dict[str, Any], words: str) -> None:
+    problem, knobs = make_problem(block_size=64, **fields), make_knobs(splits=4)
+    cases = gate_cases(problem, knobs, emulated=False)
+    report = run_cases(cases, problem, knobs, TARGET, CpuExecutor(), plan=Simulation(bug).plan)
+    assert report.status == {"noise": "unstable", "32-bit offsets": "nonfinite"}.get(bug, "wrong")
+    assert words in f"{report.status}: {report.reason}"
+
+
+FP8 = {"kv_dtype": "fp8_e4m3fnuz", "block_size": 16}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        FP8,
+        FP8 | {"kv_quant": "per_tensor", "windowed": True},
+        FP8 | {"kv_quant": "per_token", "sinks": True, "query_length": 2},
+        {
+            "block_size": 64,
+            "kv_dtype": "fp8_e4m3fn",
+            "query_dtype": "fp8_e4m3fn",
+            "kv_quant": "per_token",
+        },
+    ],
+    ids=str,
+)
+def test_quantised_problems_have_cases_that_the_oracle_passes(
+    fields: dict[str, Any],
+) -> None:
+    problem, knobs = make_problem(**fields), make_knobs()
+    cases = gate_cases(
+        problem, knobs, emulated=problem.kv_quant != "per_token" or not problem.sinks
+    )
+    report = run_cases(cases, problem, knobs, TARGET, CpuExecutor(), plan=oracle_plan)
+    assert (report.status, report.reason) == ("ok", "")
+
+
+def test_the_seed_plan_runs_through_the_gate() -> None:
+    plan = [s for s in seed_plan_cases(longest=300) if len(s.case.contexts) < 128]
+    assert len(plan) == 6
+    for entry in plan:
+        knobs = make_knobs(entry.partition_tokens)
+        report = run_cases(
+            [entry.case], entry.problem, knobs, TARGET, CpuExecutor(), plan=Simulation().plan
+        )
+        assert (report.status, report.reason, report.cases) == ("ok", "", 1)
+
+
+class BrokenExecutor(CpuExecutor):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def run(self, calls: Sequence[KernelCall]) -> None:
+        raise self.error
+
+
+def test_what_the_emulator_refuses_is_a_verdict() -> None:
+    problem, knobs, plan = make_problem(), make_knobs(), Simulation().plan
+    race = BrokenExecutor(EmulatorError("race in shared memory: byte 16"))
+    report = run_gate(problem, knobs, TARGET, race, plan=plan)
+    assert (report.status, report.cases, report.failed_case) == ("unstable", 0, "markers/edges")
+    assert report.reason.endswith("race in shared memory: byte 16")
+    report = run_gate(problem, knobs, TARGET, BrokenExecutor(EmulatorError("v_foo")), plan=plan)
+    assert report.status == "launch_error"
+
+
+def test_a_device_error_goes_to_the_worker_with_the_case() -> None:
+    executor = BrokenExecutor(RuntimeError("Triton Error [CUDA]: an illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal memory access") as caught:
+        run_gate(make_problem(), make_knobs(), TARGET, executor, plan=Simulation().plan)
+    assert caught.value.__notes__ == ["in gate case markers/edges"]
+
+
+def test_the_verdict_is_the_same_every_time() -> None:
+    first, second = (gate("page offset missing", make_problem()) for _ in range(2))
+    assert first == second
+    assert first.error_rms == second.error_rms is not None
+
+
+def test_the_default_plan_is_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def plan_decode(
+        inputs: DecodeInputs, knobs: Any, target: Target, **buffers: Any
+    ) -> list[KernelCall]:
+        seen.append(inputs.problem)
+        return Simulation().plan(inputs, knobs, target, **buffers)
+
+    monkeypatch.setattr("patune.kernels.plan.plan_decode", plan_decode)
+    assert run_gate(make_problem(), make_knobs(), TARGET, CpuExecutor()).ok
+    assert set(seen) == {make_problem()}
