@@ -112,7 +112,15 @@ def signature_of(call: KernelCall) -> tuple[dict[str, str], dict[str, Any], dict
 
 def call_key(call: KernelCall) -> str:
     """What a build of the call depends on, besides the target."""
-    return repr((call.kernel.fn.__qualname__, *signature_of(call), sorted(call.options.items())))
+    function = call.kernel.fn
+    return repr(
+        (
+            function.__module__,
+            function.__qualname__,
+            *signature_of(call),
+            sorted(call.options.items()),
+        )
+    )
 
 
 def compile_call(call: KernelCall, target: Target) -> Build:
