@@ -37,7 +37,12 @@ def fill(path: Path, entries: int) -> None:
 
     target = Target.named("gfx942")
     work = CountedWork(
-        busiest_cu_slots=1.0, wave_instructions=1, mfma=1, global_bytes=1, lds_bytes=0, spill_bytes=0
+        busiest_cu_slots=1.0,
+        wave_instructions=1,
+        mfma=1,
+        global_bytes=1,
+        lds_bytes=0,
+        spill_bytes=0,
     )
     result = TrialResult(status="ok", gate_cases=1, error_rms=0.001, counted=work)
     problems = [
@@ -47,14 +52,25 @@ def fill(path: Path, entries: int) -> None:
     workloads = (Workload(batch=b, kv_heads=8, context=4096) for b in itertools.count(1))
     with Store.open(path) as store:
         run = store.begin_run(
-            target=target, environment=current_environment(target), sampler="none", seed=0, command="benchmark"
+            target=target,
+            environment=current_environment(target),
+            sampler="none",
+            seed=0,
+            command="benchmark",
         )
         for problem, workload in itertools.islice(
             ((p, w) for w in workloads for p in problems), entries
         ):
-            knobs = default_knobs(problem, replace(workload, batch=min(workload.batch, 128)), target)
+            knobs = default_knobs(
+                problem, replace(workload, batch=min(workload.batch, 128)), target
+            )
             trial = store.record_trial(
-                run, problem=problem, workload=workload, knobs=knobs, result=result, source="default"
+                run,
+                problem=problem,
+                workload=workload,
+                knobs=knobs,
+                result=result,
+                source="default",
             )
             store.promote(trial, default_trial_id=trial)
 
@@ -80,8 +96,14 @@ def main() -> None:
         import_s = [
             float(
                 subprocess.run(
-                    [sys.executable, "-c", "import time; t = time.perf_counter(); import patune; patune.lookup; print(time.perf_counter() - t)"],
-                    capture_output=True, text=True, check=True,
+                    [
+                        sys.executable,
+                        "-c",
+                        "import time; t = time.perf_counter(); import patune; patune.lookup; print(time.perf_counter() - t)",
+                    ],
+                    capture_output=True,
+                    text=True,
+                    check=True,
                 ).stdout
             )
             for _ in range(5)

@@ -6,7 +6,9 @@ import ast
 import functools
 import hashlib
 import importlib.metadata
+import io
 import platform
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,17 @@ from patune.record import Record, check_bool, check_text, digest
 if TYPE_CHECKING:
     from patune.target import Target
 
+# The modules of patune/kernels that decide what machine code runs, and with which arguments.
+KERNEL_SOURCES = (
+    "cdna",
+    "epilogue",
+    "gluon_compat",
+    "hopper",
+    "hopper_layouts",
+    "plan",
+    "reduce",
+    "tiles",
+)
 FP_FUSION = True  # handed to every build: the default changes in Triton 3.10
 
 
@@ -28,7 +41,7 @@ class Environment(Record):
         compiler: what turns Triton's IR into machine code (ptxas with its version, or Triton's own LLVM).
         driver: GPU driver version, ``none`` for emulated targets.
         fp_fusion: multiply-add contraction in the builds.
-        kernel_source_hash: sha256 over the syntax trees of the kernel sources, so comments do not count.
+        kernel_source_hash: sha256 over the code of the kernel sources; comments and docstrings do not count.
     """
 
     patune: str
@@ -59,13 +72,30 @@ class Environment(Record):
         return digest(self.to_dict())
 
 
+def code_of(source: str) -> str:
+    """Python source without comments, docstrings and blank lines. The same text under every Python version, unlike a syntax tree."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            docstring = node.body[0]
+            for row in range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1):
+                lines[row - 1] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
 @functools.cache
 def kernel_source_hash() -> str:
-    """sha256 over the syntax trees of patune/kernels: comments, blank lines and line numbers do not change it."""
+    """sha256 over the code of KERNEL_SOURCES: what builds and launches are made from."""
     total = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "kernels").glob("*.py")):
-        total.update(path.name.encode())
-        total.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
+    for name in KERNEL_SOURCES:
+        source = (Path(__file__).parent / "kernels" / f"{name}.py").read_text(encoding="utf-8")
+        total.update(f"{name}\n{code_of(source)}\n".encode())
     return total.hexdigest()
 
 

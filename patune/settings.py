@@ -3,7 +3,7 @@
 | variable | meaning | default |
 |---|---|---|
 | PATUNE_DB | path of the config database | patune.db in the user's data folder |
-| PATUNE_TARGET | architecture that lookups answer for | the device that is there, else gfx942 |
+| PATUNE_TARGET | architecture that lookups and sweeps are for | the device that is there, else gfx942 |
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from patune.errors import InvalidValueError
+from patune.errors import DocumentError, InvalidValueError
 from patune.record import Record, check_choice, check_int, check_number
 
 Evidence = Literal["measured", "emulated", "default"]
@@ -150,10 +150,21 @@ class TrialResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrialResult:
-        """Back from :meth:`to_dict`."""
+        """Back from :meth:`to_dict`.
+
+        Raises:
+            DocumentError: a field is unknown or missing, or a value is refused.
+        """
         fields = dict(data)
         if fields.get("timing") is not None:
             fields["timing"] = Timing.from_dict(fields["timing"])
         if fields.get("counted") is not None:
             fields["counted"] = CountedWork.from_dict(fields["counted"])
+        known = set(cls.__dataclass_fields__)
+        if unknown := sorted(set(fields) - known):
+            raise DocumentError(
+                f"TrialResult: unknown field {unknown[0]!r}; known fields: {', '.join(sorted(known))}."
+            )
+        if "status" not in fields:
+            raise DocumentError("TrialResult: field 'status' is missing.")
         return cls(**fields)

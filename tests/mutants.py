@@ -35,17 +35,48 @@ class Mutant:
 MUTANTS = (
     Mutant("causal_off_by_one", "tiles", "position <= limit", "position < limit"),
     Mutant("sees_past_context", "tiles", "position <= limit", "position <= limit + 1"),
-    Mutant("window_one_short", "tiles", "position > limit - window", "position > limit - window + 1"),
-    Mutant("window_one_long", "tiles", "position > limit - window", "position > limit - window - 1"),
-    Mutant("lost_last_tile", "tiles", "n_tiles = (context + TILE - 1) // TILE", "n_tiles = context // TILE"),
-    Mutant("tile_in_two_splits", "tiles", "end = gl.minimum(begin + per_split, n_tiles)", "end = gl.minimum(begin + per_split + 1, n_tiles)"),
-    Mutant("sum_not_rescaled", "tiles", "sums * gl.expand_dims(rescale, AXIS) + probs", "sums + probs"),
+    Mutant(
+        "window_one_short", "tiles", "position > limit - window", "position > limit - window + 1"
+    ),
+    Mutant(
+        "window_one_long", "tiles", "position > limit - window", "position > limit - window - 1"
+    ),
+    Mutant(
+        "lost_last_tile",
+        "tiles",
+        "n_tiles = (context + TILE - 1) // TILE",
+        "n_tiles = context // TILE",
+    ),
+    Mutant(
+        "tile_in_two_splits",
+        "tiles",
+        "end = gl.minimum(begin + per_split, n_tiles)",
+        "end = gl.minimum(begin + per_split + 1, n_tiles)",
+    ),
+    Mutant(
+        "sum_not_rescaled", "tiles", "sums * gl.expand_dims(rescale, AXIS) + probs", "sums + probs"
+    ),
     Mutant("sink_in_wrong_base", "tiles", ".to(gl.float32) * LOG2E", ".to(gl.float32)"),
     Mutant("lse_in_base_2", "tiles", ") * LN2, NEG_INF)", "), NEG_INF)"),
-    Mutant("head_map_transposed", "tiles", "row // GROUP) * stride_token + (kv_head * GROUP + row % GROUP)", "row % QUERY_LENGTH) * stride_token + (kv_head * GROUP + row // QUERY_LENGTH)"),
+    Mutant(
+        "head_map_transposed",
+        "tiles",
+        "row // GROUP) * stride_token + (kv_head * GROUP + row % GROUP)",
+        "row % QUERY_LENGTH) * stride_token + (kv_head * GROUP + row // QUERY_LENGTH)",
+    ),
     Mutant("reduce_reads_empty_splits", "reduce", "wrote = part_sum > 0.0", "wrote = in_range"),
-    Mutant("reduce_drops_last_chunk", "reduce", "range(0, num_splits, CHUNK)", "range(0, num_splits - CHUNK + 1, CHUNK)"),
-    Mutant("split_slot_collision", "epilogue", "* num_splits + split) * ROWS", "* num_splits + split // 2) * ROWS"),
+    Mutant(
+        "reduce_drops_last_chunk",
+        "reduce",
+        "range(0, num_splits, CHUNK)",
+        "range(0, num_splits - CHUNK + 1, CHUNK)",
+    ),
+    Mutant(
+        "split_slot_collision",
+        "epilogue",
+        "* num_splits + split) * ROWS",
+        "* num_splits + split // 2) * ROWS",
+    ),
 )
 
 
@@ -60,16 +91,23 @@ def plant(mutant: Mutant, folder: Path) -> Callable[..., list[KernelCall]]:
         for other in SOURCES:
             text = text.replace(f"patune.kernels.{other} import", f"{package}.{other} import")
         if name == mutant.module:
-            assert text.count(mutant.old) == 1, f"{mutant.name}: {text.count(mutant.old)} places to plant it"
+            assert text.count(mutant.old) == 1, (
+                f"{mutant.name}: {text.count(mutant.old)} places to plant it"
+            )
             text = text.replace(mutant.old, mutant.new)
         (root / f"{name}.py").write_text(text)
     sys.path.insert(0, str(folder))
-    modules = {f"patune.kernels.{name}": importlib.import_module(f"{package}.{name}") for name in SOURCES}
+    modules = {
+        f"patune.kernels.{name}": importlib.import_module(f"{package}.{name}") for name in SOURCES
+    }
 
     def plan(*args: Any, **kwargs: Any) -> list[KernelCall]:
         calls = plan_decode(*args, **kwargs)
         return [
-            replace(call, kernel=getattr(modules[call.kernel.fn.__module__], call.kernel.fn.__name__)) for call in calls
+            replace(
+                call, kernel=getattr(modules[call.kernel.fn.__module__], call.kernel.fn.__name__)
+            )
+            for call in calls
         ]
 
     return plan

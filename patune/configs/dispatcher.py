@@ -237,13 +237,17 @@ def stats() -> dict[str, Any]:
     }
 
 
-def reload() -> None:
+def reload(database: Path | None = None) -> None:
     """Read settings, database and packs again, then swap: a lookup meanwhile gets the old answers, whole.
 
     The launch path forgets what it had resolved, too.
+
+    Args:
+        database: the file to answer from, until the next reload; None is the one that the settings name.
     """
     global _state
     fresh = _State()
+    fresh.path = database
     for arch in list(_state.layers):
         fresh.tables(arch)
     _state = fresh

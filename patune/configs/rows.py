@@ -238,9 +238,9 @@ def standing(session: Session, trial: TrialRow) -> WinnerRow | None:
 
 
 def tried(session: Session, trial: TrialRow) -> int:
-    """Trials of a trial's key in its environment."""
+    """Configurations tried for a trial's key in its environment; a finalist that was timed again counts once."""
     return session.scalars(
-        select(func.count(TrialRow.id)).filter_by(
+        select(func.count(TrialRow.knobs_hash.distinct())).filter_by(
             target_id=trial.target_id,
             problem_id=trial.problem_id,
             workload_id=trial.workload_id,

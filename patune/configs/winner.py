@@ -55,7 +55,7 @@ class Winner(Record):
         evidence: ``measured`` (has a timing) or ``emulated`` (has counted work only).
         default_score: score of the default knobs, taken in the same way; None when unknown or when they failed.
         default_knobs: the default that the winner was compared with; None when it was not.
-        trials: how many trials of its environment the winner was chosen from.
+        trials: how many configurations the winner was chosen from, in its environment.
         gate_cases: correctness cases that it passed.
         error_rms: worst relative RMS error that the gate saw (dimensionless).
         created: when it was promoted, UTC to the second.

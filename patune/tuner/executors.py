@@ -10,10 +10,10 @@ import torch
 from patune.errors import EmulatorError, NoUsableGpuError
 from patune.kernels.compile import Build, call_key, compile_call
 from patune.kernels.plan import plan_decode, workspace_elements
+from patune.kernels.samples import sample_inputs
 from patune.record import digest
 from patune.target import detect_target
 from patune.trial import CountedWork
-from patune.kernels.samples import sample_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

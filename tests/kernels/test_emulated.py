@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 # Every mutant shows here: windowed, several query tokens, sinks, pages smaller than a tile, two splits.
 PROBLEM = Problem(block_size=16, head_dim=64, qg=4, query_length=2, windowed=True, sinks=True)
-KNOBS = CdnaKnobs(partition_tokens=64, num_splits=2, num_stages=1, num_warps=2, reduce_chunk=8, reduce_warps=1)
+KNOBS = CdnaKnobs(
+    partition_tokens=64, num_splits=2, num_stages=1, num_warps=2, reduce_chunk=8, reduce_warps=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,12 @@ def test_planted_bugs_are_rejected(
     ("page", "knobs"),
     [
         (1024, CdnaKnobs(partition_tokens=256, num_splits=1, num_stages=1, num_warps=8)),
-        (1024, CdnaKnobs(partition_tokens=128, num_splits=3, num_stages=2, num_warps=4, waves_per_eu=2)),
+        (
+            1024,
+            CdnaKnobs(
+                partition_tokens=128, num_splits=3, num_stages=2, num_warps=4, waves_per_eu=2
+            ),
+        ),
         (64, CdnaKnobs(partition_tokens=64, num_splits=1, num_stages=2, num_warps=1)),
     ],
     ids=["page1024_one_shot", "page1024_split", "page64"],

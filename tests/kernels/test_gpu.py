@@ -83,7 +83,10 @@ def test_the_seeds_plan(seed_case: object, target: Target, executor: GpuExecutor
     problem, case = seed_case.problem, seed_case.case
     for splits in (1, 8):
         knobs = HopperKnobs(
-            partition_tokens=seed_case.partition_tokens, num_splits=splits, num_stages=1, num_warps=8
+            partition_tokens=seed_case.partition_tokens,
+            num_splits=splits,
+            num_stages=1,
+            num_warps=8,
         )
         report = run_cases([case], problem, knobs, target, executor)
         assert (report.status, report.reason) == ("ok", "")
@@ -93,9 +96,7 @@ def test_the_seeds_plan(seed_case: object, target: Target, executor: GpuExecutor
 def test_planted_bugs_are_rejected(
     mutant: Mutant, tmp_path: Path, target: Target, executor: GpuExecutor
 ) -> None:
-    problem = Problem(
-        block_size=16, head_dim=128, qg=4, query_length=2, windowed=True, sinks=True
-    )
+    problem = Problem(block_size=16, head_dim=128, qg=4, query_length=2, windowed=True, sinks=True)
     knobs = replace(SPLIT, num_splits=6, reduce_chunk=4)
     report = run_gate(problem, knobs, target, executor, plan=plant(mutant, tmp_path))
     assert report.status in ("wrong", "nonfinite")
@@ -115,7 +116,9 @@ def call(inputs: DecodeInputs, **options: object) -> torch.Tensor:
 
 def test_public_call_equals_the_oracle_and_its_lse(target: Target) -> None:
     inputs = sample_inputs(
-        Problem(block_size=64, head_dim=128, qg=8), Workload(batch=3, kv_heads=8, context=700), torch.device("cuda")
+        Problem(block_size=64, head_dim=128, qg=8),
+        Workload(batch=3, kv_heads=8, context=700),
+        torch.device("cuda"),
     )
     out, lse = call(inputs, return_lse=True)
     exact, exact_lse = reference_decode(inputs, dtype=torch.float64)

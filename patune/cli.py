@@ -1,0 +1,310 @@
+"""The command line: a command parses its options, calls one library function and prints the result.
+
+Results go to stdout, progress and messages to stderr; ``--json`` prints one JSON document and nothing else on stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patune import __version__, sweep_request
+from patune.cli_options import (
+    SAMPLERS,
+    db_option,
+    filters,
+    given,
+    json_option,
+    many_keys,
+    one_key,
+    parse_duration,
+    split_variant,
+    target_option,
+)
+from patune.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, InvalidValueError, PatuneError
+from patune.settings import database_path
+
+if TYPE_CHECKING:
+    from patune.tuner.sweep import SweepOptions
+
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+COMMAND_LINE = "patune.command_line"
+LISTING_SCHEMA = 1
+
+
+class Commands(click.Group):
+    """The command group: patune's errors become one red line and their exit code, Ctrl-C becomes 130."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of this file: the order in which a new user needs them."""
+        return list(self.commands)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the command line: the database records which command made a row."""
+        ctx.meta[COMMAND_LINE] = shlex.join(["patune", *args])
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; no traceback for what a user can cause."""
+        try:
+            return super().invoke(ctx)
+        except PatuneError as error:
+            click.secho(f"error: {error}", fg="red", err=True)
+            if isinstance(error, InvalidValueError):
+                click.echo(f"Try 'patune {ctx.invoked_subcommand} --help' for help.", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.secho("interrupted", fg="red", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of ``--json``."""
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+@click.group(cls=Commands, context_settings=CONTEXT_SETTINGS)
+@click.version_option(__version__, prog_name="patune", message="%(prog)s %(version)s")
+def main() -> None:
+    """Find, prove, store and serve launch configurations of paged-attention decode kernels.
+
+    New here? Run: patune doctor
+    """
+
+
+@main.command()
+@db_option
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, db: Path | None, as_json: bool) -> None:
+    """Print what is here, what is missing, what to run next."""
+    from patune import terminal
+    from patune.doctor import diagnose
+
+    diagnosis = diagnose(db)
+    if as_json:
+        print_json(diagnosis.to_dict())
+    else:
+        terminal.print_diagnosis(diagnosis)
+    ctx.exit(EXIT_OK if diagnosis.healthy else EXIT_ERROR)
+
+
+@main.command()
+@many_keys(sweep_request.DEFAULT_TEXTS)
+@target_option
+@click.option(
+    "--trials", type=click.IntRange(min=1), help="Trials per key. Default: 32 measured, 8 emulated."
+)
+@click.option(
+    "--budget",
+    metavar="TIME",
+    callback=parse_duration,
+    help="Stop after 90s, 10m, 1h. Default: no limit.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--sampler", type=click.Choice(SAMPLERS), default="pool", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Print the keys that would be tuned; write nothing.")
+@db_option
+@json_option
+@click.pass_context
+def sweep(
+    ctx: click.Context,
+    /,
+    target: str | None,
+    trials: int | None,
+    budget: float | None,
+    seed: int,
+    sampler: str,
+    dry_run: bool,
+    db: Path | None,
+    as_json: bool,
+    **key: Any,
+) -> None:
+    """Tune keys, store every trial, and print the winners.
+
+    Key options take several values, repeated or separated by commas (--qg 1,8); all their combinations are tuned.
+    """
+    from patune.configs.readonly import found_schema
+
+    options, note = sweep_request.request_sweep(
+        *split_variant(key),
+        arch=target,
+        trials=trials,
+        budget_s=budget,
+        seed=seed,
+        sampler=sampler,
+        command=ctx.meta[COMMAND_LINE],
+    )
+    path = database_path(db)
+    found_schema(path)  # a file that is no config database is refused before any work
+    if note:
+        click.echo(note, err=True)
+    if dry_run:
+        _plan(options, path, as_json)
+    else:
+        ctx.exit(_run(options, path, as_json))
+
+
+def _plan(options: SweepOptions, path: Path, as_json: bool) -> None:
+    from patune import terminal
+    from patune.tuner.sweep import plan_sweep
+
+    keys = plan_sweep(options)
+    if as_json:
+        print_json({"schema": LISTING_SCHEMA, "dry_run": True, "database": str(path), "keys": keys})
+    else:
+        terminal.print_plan(keys, path)
+
+
+def _run(options: SweepOptions, path: Path, as_json: bool) -> int:
+    from patune import progress, terminal
+    from patune.configs.store import Store
+    from patune.tuner.sweep import run_sweep
+
+    with Store.open(path, create=True) as store, progress.watch() as notify:
+        report = run_sweep(options, store, notify)
+    result = report.to_dict()
+    if as_json:
+        print_json(result)
+        click.echo(f"database: {path}", err=True)
+    else:
+        terminal.print_report(result, path, sweep_request.read_back(result, path))
+    return report.exit_code
+
+
+@main.command("list")
+@filters()
+@db_option
+@json_option
+def list_winners(target: str | None, db: Path | None, as_json: bool, **core: int | None) -> None:
+    """Print the stored winners."""
+    from patune import terminal
+    from patune.configs.store import Store
+
+    with Store.open(database_path(db), create=False) as store:
+        winners = [winner.to_dict() for winner in store.winners(arch=target, **core)]
+        path = store.path
+    if as_json:
+        print_json({"schema": LISTING_SCHEMA, "winners": winners})
+    else:
+        terminal.print_winners(winners, path)
+
+
+@main.command()
+@one_key()
+@db_option
+@json_option
+def show(db: Path | None, as_json: bool, **key: Any) -> None:
+    """Print one key: winner, spread, default, all trials, failures."""
+    from patune import terminal
+    from patune.configs.dispatcher import lookup as find
+    from patune.configs.store import Store
+    from patune.inspection import inspect_key
+
+    asked = find(**given(key))
+    with Store.open(database_path(db), create=False) as store:
+        record = inspect_key(
+            store, target=asked.target, problem=asked.problem, workload=asked.workload
+        )
+        path = store.path
+    if as_json:
+        print_json(record)
+    else:
+        terminal.print_key(record, path)
+
+
+@main.command()
+@one_key()
+@db_option
+@json_option
+def lookup(db: Path | None, as_json: bool, **key: Any) -> None:
+    """Print the knobs that serving uses for one key.
+
+    Reads what a serving process would read: --db, else PATUNE_DB, else the user's database, and the shipped packs.
+    """
+    from patune import terminal
+    from patune.configs import dispatcher
+
+    dispatcher.reload(database_path(db))
+    answer = dispatcher.lookup(**given(key)).to_dict()
+    if as_json:
+        print_json(answer)
+    else:
+        terminal.print_answer(answer)
+
+
+@main.command("export")
+@click.argument("destination", type=click.Path(path_type=Path, allow_dash=True))
+@filters()
+@db_option
+@json_option
+def export_winners(
+    destination: Path, target: str | None, db: Path | None, as_json: bool, **core: int | None
+) -> None:
+    """Write winners to a pack file for other machines.
+
+    DESTINATION is the file to write; - writes the pack to stdout.
+    """
+    from patune.configs.packs import export_pack, pack_text
+    from patune.configs.store import Store
+
+    to_stdout = str(destination) == "-"
+    with Store.open(database_path(db), create=False) as store:
+        pack = export_pack(store, None if to_stdout else destination, arch=target, **core)
+    if to_stdout:
+        click.echo(pack_text(pack), nl=False)
+    elif as_json:
+        print_json({"path": str(destination), "winners": len(pack["winners"])})
+    else:
+        click.echo(f"{len(pack['winners'])} winners written to {destination}")
+
+
+@main.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Print what would change; write nothing.")
+@db_option
+@json_option
+def import_winners(source: Path, dry_run: bool, db: Path | None, as_json: bool) -> None:
+    """Take the winners of a pack file in.
+
+    Where a key has a winner already, the better kind of evidence stays, then the newer, then the faster.
+    """
+    import tempfile
+
+    from patune import terminal
+    from patune.configs.packs import import_pack, read_pack
+    from patune.configs.readonly import found_schema
+    from patune.configs.store import Store
+
+    read_pack(source)  # a bad pack is refused before a database is made
+    path = database_path(db)
+    with contextlib.ExitStack() as stack:
+        home = path
+        if dry_run and not found_schema(path):  # an empty one elsewhere stands for the missing one
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory()), path.name)
+        store = stack.enter_context(Store.open(home, create=True))
+        report = import_pack(store, source, dry_run=dry_run).to_dict()
+    if as_json:
+        print_json(report)
+    else:
+        terminal.print_import(report, path)
+
+
+@main.command()
+@db_option
+@json_option
+def where(db: Path | None, as_json: bool) -> None:
+    """Print the paths that patune reads and writes."""
+    from patune.doctor import places
+
+    paths = places(db)
+    if as_json:
+        print_json(paths)
+    else:
+        for name, path in paths.items():
+            click.echo(f"{name}: {path}")

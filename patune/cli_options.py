@@ -1,0 +1,196 @@
+"""Options that commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patune.errors import reject
+from patune.problem import (
+    BLOCK_SIZES,
+    DTYPES,
+    HEAD_DIMS,
+    KV_LAYOUTS,
+    KV_QUANTS,
+    MAX_QUERY_LENGTH,
+    MAX_ROWS,
+)
+from patune.record import check_choice, check_int
+from patune.target import ARCHS, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    Command = Callable[..., Any]
+    Decorator = Callable[[Command], Command]
+
+SECONDS_PER_UNIT = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+SAMPLERS = ("pool", "tpe", "random")  # patune.tuner.search.SAMPLERS, without that import
+CORE_AXES = {
+    "block_size": f"Tokens per cache page: {', '.join(map(str, BLOCK_SIZES))}.",
+    "head_dim": f"Elements per head: {', '.join(map(str, HEAD_DIMS))}.",
+    "qg": f"Query heads per KV head: 1 to {MAX_ROWS}.",
+}
+SIZE_AXES = {
+    "batch": "Sequences.",
+    "context": "Tokens of the longest sequence.",
+    "kv_heads": "KV heads on one device.",
+}
+VARIANT_AXES = {"query_length": f"Query tokens per sequence: 1 to {MAX_QUERY_LENGTH}."}
+TARGET_HELP = (
+    f"Architecture: {', '.join(ARCHS)}. Default: PATUNE_TARGET, else the GPU here, else gfx942."
+)
+VARIANT = {  # text options of a problem: the values that Problem allows
+    "query_dtype": DTYPES,
+    "kv_dtype": DTYPES,
+    "kv_quant": KV_QUANTS,
+    "kv_layout": KV_LAYOUTS,
+}
+
+
+def parse_integers(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[int, ...]:
+    """``--qg 1,8 --qg 16`` is (1, 8, 16).
+
+    Raises:
+        InvalidValueError: something else than integers and commas.
+    """
+    try:
+        return tuple(int(part) for text in value for part in text.split(","))
+    except ValueError:
+        raise reject(param.opts[0], ",".join(value), "integers separated by commas") from None
+
+
+def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """``90s``, ``10m``, ``1h`` or plain seconds, in seconds.
+
+    Raises:
+        InvalidValueError: anything else, or no time at all.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", value)
+    seconds = float(match[1]) * SECONDS_PER_UNIT[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise reject(param.opts[0], value, "a time above zero, such as 90s, 10m or 1h")
+    return seconds
+
+
+def _stack(options: Iterable[Decorator]) -> Decorator:
+    """One decorator out of several; help lists them in this order."""
+    ordered = list(options)
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(ordered):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variant() -> list[Decorator]:
+    texts = [
+        click.option(
+            _flag(name), metavar="NAME", help=f"{', '.join(allowed)}. Default: {allowed[0]}."
+        )
+        for name, allowed in VARIANT.items()
+    ]
+    window = click.option(
+        "--window/--no-window", "windowed", default=None, help="With a sliding window. Default: no."
+    )
+    sinks = click.option(
+        "--sinks/--no-sinks", default=None, help="With attention sinks. Default: no."
+    )
+    return [*texts, window, sinks]
+
+
+def many_keys(defaults: Mapping[str, str]) -> Decorator:
+    """Options of a set of keys: every axis takes several integers; ``defaults`` says in words what it is without."""
+
+    def axis(name: str, text: str) -> Decorator:
+        return click.option(
+            _flag(name),
+            multiple=True,
+            metavar="INT,...",
+            callback=parse_integers,
+            help=f"{text} Default: {defaults[name]}.",
+        )
+
+    axes = CORE_AXES | VARIANT_AXES | SIZE_AXES
+    return _stack([*(axis(name, text) for name, text in axes.items()), *_variant()])
+
+
+def one_key() -> Decorator:
+    """Options of one key: the core is required, the rest is left to the library when not given."""
+    core = [
+        click.option(_flag(name), type=int, required=True, help=text)
+        for name, text in CORE_AXES.items()
+    ]
+    rest = [
+        click.option(_flag(name), type=int, help=text)
+        for name, text in (VARIANT_AXES | SIZE_AXES).items()
+    ]
+    return _stack([*core, *rest, *_variant(), target_option])
+
+
+def check_filter(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Refuse a filter that nothing can match.
+
+    Raises:
+        InvalidValueError: the value is not one that a key can have.
+    """
+    if value is not None:
+        match param.name:
+            case "block_size":
+                check_choice("block_size", value, BLOCK_SIZES)
+            case "head_dim":
+                check_choice("head_dim", value, HEAD_DIMS)
+            case "qg":
+                check_int("qg", value, low=1, high=MAX_ROWS)
+            case _:
+                Target.named(value)
+    return value
+
+
+def filters() -> Decorator:
+    """Options that narrow a listing."""
+    core = [
+        click.option(_flag(name), type=int, callback=check_filter, help=text)
+        for name, text in CORE_AXES.items()
+    ]
+    archs = f"{', '.join(ARCHS)}."
+    target = click.option("--target", metavar="ARCH", callback=check_filter, help=archs)
+    return _stack([*core, target])
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given a value."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def split_variant(
+    options: Mapping[str, Any],
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """A sweep's key options as its axes, and the rest of the problem as far as it was given."""
+    axes = CORE_AXES | VARIANT_AXES | SIZE_AXES
+    variant = {name: value for name, value in options.items() if name not in axes}
+    return {name: options[name] for name in axes}, given(variant)
+
+
+target_option = click.option("--target", metavar="ARCH", help=TARGET_HELP)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document instead of a table."
+)
+db_option = click.option(
+    "--db",
+    type=click.Path(path_type=Path),
+    help="Config database. Default: PATUNE_DB, else patune.db in the user's data folder.",
+)

@@ -1,0 +1,210 @@
+"""What this machine has, what it lacks, and what to run next: ``patune doctor`` and ``patune where``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import platform
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from patune.errors import DatabaseError
+from patune.settings import database_path
+from patune.target import ARCHS, Target, detect_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DOCTOR_SCHEMA = 1
+TRITON_WHEELS = ("triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu")  # all own `triton/`
+C_COMPILERS = ("cc", "gcc", "clang")  # Triton builds its kernel launchers with one of them
+State = Literal["ok", "note", "broken"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the diagnosis.
+
+    Attributes:
+        name: what was looked at.
+        state: ``broken`` stops patune from working; ``note`` is worth knowing.
+        detail: what was found.
+        advice: what to do about it; empty when there is nothing to do.
+    """
+
+    name: str
+    state: State
+    detail: str
+    advice: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """JSON types only."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "detail": self.detail,
+            "advice": self.advice,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """Everything that ``patune doctor`` prints.
+
+    Attributes:
+        findings: in reading order.
+        targets: per architecture: ``arch``, ``device_name``, ``evidence`` of a sweep here (None: not possible), ``meaning``.
+        run_next: the command that makes sense now.
+    """
+
+    findings: tuple[Finding, ...]
+    targets: tuple[dict[str, str | None], ...]
+    run_next: str
+
+    @property
+    def healthy(self) -> bool:
+        """Nothing is broken."""
+        return all(finding.state != "broken" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "schema": DOCTOR_SCHEMA,
+            "healthy": self.healthy,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "targets": list(self.targets),
+            "run_next": self.run_next,
+        }
+
+
+def _check_torch() -> Finding:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Finding(
+            name="torch",
+            state="broken",
+            detail=f"cannot be imported: {error}",
+            advice="pip install torch",
+        )
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    build = f"ROCm {torch.version.hip}" if torch.version.hip else build
+    return Finding(name="torch", state="ok", detail=f"{torch.__version__} ({build})")
+
+
+def _check_triton() -> Finding:
+    try:
+        import triton
+        from triton.experimental import gluon as _gluon  # noqa: F401  # what the kernels are written in
+    except (ImportError, OSError) as error:
+        return Finding(
+            name="triton",
+            state="broken",
+            detail=f"cannot be imported: {error}",
+            advice="pip install 'triton>=3.6'",
+        )
+    installed = {dist.metadata["Name"].lower() for dist in importlib.metadata.distributions()}
+    wheels = [name for name in TRITON_WHEELS if name in installed]
+    if len(wheels) > 1:
+        return Finding(
+            name="triton",
+            state="broken",
+            detail=f"{triton.__version__}, but {' and '.join(wheels)} overwrite each other's files",
+            advice=f"pip uninstall {' '.join(wheels)}, then install the one that your torch asks for",
+        )
+    return Finding(name="triton", state="ok", detail=triton.__version__)
+
+
+def _check_gpu(here: Target | None) -> Finding:
+    if here is not None:
+        units = "SMs" if here.vendor == "nvidia" else "CUs"
+        if not any(shutil.which(name) for name in C_COMPILERS):
+            return Finding(
+                name="GPU",
+                state="broken",
+                detail=f"{here.device_name}, but no C compiler: Triton builds its launchers with one",
+                advice="install gcc or clang",
+            )
+        return Finding(
+            name="GPU",
+            state="ok",
+            detail=f"{here.device_name} ({here.arch}, {here.compute_units} {units})",
+        )
+    return Finding(
+        name="GPU",
+        state="note",
+        detail="none of " + ", ".join(ARCHS) + " that torch can use",
+        advice="sweeps compile for AMD targets and emulate them; timing needs the device",
+    )
+
+
+def _check_database(path: Path) -> Finding:
+    if not path.exists():
+        return Finding(
+            name="database", state="note", detail=f"{path} (none yet; a sweep creates it)"
+        )
+    from patune.configs.store import Store
+
+    try:
+        winners = Store.open(path, create=False).winners()
+    except DatabaseError as error:
+        return Finding(
+            name="database",
+            state="broken",
+            detail=str(error),
+            advice="choose another file with PATUNE_DB or --db",
+        )
+    return Finding(name="database", state="ok", detail=f"{path} ({len(winners)} winners)")
+
+
+def _target_rows(here: Target | None) -> tuple[dict[str, str | None], ...]:
+    rows: list[dict[str, str | None]] = []
+    for arch in ARCHS:
+        target = here if here is not None and here.arch == arch else Target.named(arch)
+        evidence, meaning = None, f"needs an {arch} GPU here; kernels compile for it anywhere"
+        if target.vendor == "amd":
+            evidence = "emulated"
+            meaning = "compiled, run in the ISA emulator, ranked by counted work; never a latency"
+        elif target == here:
+            evidence, meaning = "measured", "timed on this device after the correctness gate"
+        rows.append(
+            {
+                "arch": arch,
+                "device_name": target.device_name,
+                "evidence": evidence,
+                "meaning": meaning,
+            }
+        )
+    return tuple(rows)
+
+
+def diagnose(db: str | Path | None = None) -> Diagnosis:
+    """Look at Python, torch, Triton, the GPU, the targets and the database; change nothing."""
+    findings = [
+        Finding(name="Python", state="ok", detail=platform.python_version()),
+        _check_torch(),
+        _check_triton(),
+    ]
+    usable = all(finding.state != "broken" for finding in findings)
+    here = detect_target() if usable else None
+    database = _check_database(database_path(db))
+    findings += [_check_gpu(here), database]
+    broken = next((finding for finding in findings if finding.state == "broken"), None)
+    if broken is not None:
+        run_next = broken.advice
+    else:
+        run_next = "patune list" if database.state == "ok" else "patune sweep"
+    return Diagnosis(findings=tuple(findings), targets=_target_rows(here), run_next=run_next)
+
+
+def places(db: str | Path | None = None) -> dict[str, str]:
+    """Every path that patune reads or writes: the database, Triton's cache, the packs shipped with the package."""
+    from triton import knobs
+
+    packs = importlib.resources.files("patune.configs") / "packs"
+    return {
+        "database": str(database_path(db)),
+        "triton_cache": str(knobs.cache.dir),
+        "packs": str(packs),
+    }

@@ -1,0 +1,188 @@
+"""Shared memory instructions (ds_*): loads, stores, and the lane permutations that use the same unit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patune.emulator.memory import compress
+from patune.emulator.registers import LANE_NUMBER, LANES, Row
+from patune.emulator.vmem import register_reader, register_writer
+
+if TYPE_CHECKING:
+    from patune.emulator.assembly import Instruction, Operand
+    from patune.emulator.registers import Wave
+    from patune.emulator.sources import Context, Step
+
+_NAME = re.compile(r"^ds_(read|write)(2?)(st64)?_([bui])(8|16|32|64|96|128)(?:_(d16_hi|d16))?$")
+
+
+def build_ds(instruction: Instruction, context: Context) -> Step:
+    """The step of a ``ds_`` instruction.
+
+    Raises:
+        EmulatorError: the instruction, or a modifier of it, has not been verified.
+    """
+    name = instruction.mnemonic
+    if name in ("ds_bpermute_b32", "ds_permute_b32"):
+        return _permute(instruction, context, pull=name == "ds_bpermute_b32")
+    if name == "ds_swizzle_b32":
+        return _swizzle(instruction, context)
+    if name in ("ds_read_b64_tr_b16", "ds_read_b64_tr_b8"):
+        return _transposing_read(instruction, context, element_b=2 if name.endswith("b16") else 1)
+    match = _NAME.match(name)
+    if match is None:
+        raise instruction.refusal()
+    direction, two, stride64, letter, bits, part = match.groups()
+    width_b = int(bits) // 8
+    if two:
+        unit = width_b * (64 if stride64 else 1)
+        offsets = [instruction.take_int(f"offset{i}") * unit for i in (0, 1)]
+    else:
+        offsets = [instruction.take_int("offset")]
+    if direction == "read":
+        return _read(instruction, context, width_b, offsets, letter == "i", part)
+    return _write(instruction, context, width_b, offsets, part)
+
+
+def _shifted(operand: Operand, registers: int) -> Operand:
+    """The operand that starts some registers later."""
+    return replace(operand, index=operand.index + registers, count=operand.count - registers)
+
+
+def _read(
+    instruction: Instruction, context: Context, width_b: int, offsets: list[int], signed: bool, part: str | None
+) -> Step:  # fmt: skip
+    plan, text = context.plan, instruction.text
+    address = plan.row(instruction.operand(1))
+    d = instruction.operand(0)
+    writes = [
+        register_writer(plan, _shifted(d, i * (width_b // 4)) if i else d, width_b, signed, part)
+        for i in range(len(offsets))
+    ]
+    if len(offsets) == 1:
+        (offset,), (write,) = offsets, writes
+
+        def step(w: Wave) -> None:
+            lanes = compress(w.rows[address], w.active).astype(np.int64)
+            write(w, w.lds.load(w.number, lanes, offset, width_b, text))
+
+        return step
+
+    def step2(w: Wave) -> None:
+        # Both loads before the first write: a destination may be the address register.
+        lanes = compress(w.rows[address], w.active).astype(np.int64)
+        loaded = [w.lds.load(w.number, lanes, offset, width_b, text) for offset in offsets]
+        for write, values in zip(writes, loaded, strict=True):
+            write(w, values)
+
+    return step2
+
+
+def _write(
+    instruction: Instruction, context: Context, width_b: int, offsets: list[int], part: str | None
+) -> Step:
+    plan, text = context.plan, instruction.text
+    address = plan.row(instruction.operand(0))
+    reads = [
+        register_reader(plan, instruction.operand(i + 1), width_b, part)
+        for i in range(len(offsets))
+    ]
+    pairs = list(zip(reads, offsets, strict=True))
+
+    def step(w: Wave) -> None:
+        lanes = compress(w.rows[address], w.active).astype(np.int64)
+        for read, offset in pairs:
+            w.lds.store(w.number, lanes, offset, read(w), text)
+
+    return step
+
+
+def _transposing_read(instruction: Instruction, context: Context, element_b: int) -> Step:
+    """ds_read_b64_tr_*: the elements that 16 lanes load, in lane order, are n rows of 16; lane c gets column c."""
+    plan, text = context.plan, instruction.text
+    address, offset = plan.row(instruction.operand(1)), instruction.take_int("offset")
+    rows = plan.rows(instruction.operand(0), 2)
+    n, dtype = 8 // element_b, f"u{element_b}"
+
+    def step(w: Wave) -> None:
+        if w.active is not True:
+            raise instruction.refusal("under a partial EXEC")
+        loaded = w.lds.load(w.number, w.rows[address].astype(np.int64), offset, 8, text)
+        block = loaded.view(dtype).reshape(4, n, 16, order="C")  # [16 lanes, row, column]
+        turned = np.ascontiguousarray(block.transpose(0, 2, 1)).reshape(LANES, n)
+        w.rows[rows][...] = turned.view(np.uint32).T
+
+    return step
+
+
+def _permute(instruction: Instruction, context: Context, *, pull: bool) -> Step:
+    """ds_bpermute_b32 (each lane names its source), ds_permute_b32 (each lane names its destination)."""
+    plan = context.plan
+    d, address, value = (plan.row(instruction.operand(i)) for i in range(3))
+    offset = np.uint32(instruction.take_int("offset"))
+
+    def lanes_named(w: Wave) -> Row:
+        named: Row = w.rows[address] + offset if offset else w.rows[address]
+        return (named >> np.uint32(2)) & np.uint32(63)
+
+    def pulled(w: Wave) -> None:
+        lanes = lanes_named(w)
+        values = w.rows[value][lanes]
+        if w.active is not True:
+            values[~w.active[lanes]] = 0
+        w.put(d, values)
+
+    def pushed(w: Wave) -> None:
+        values = np.zeros(LANES, np.uint32)
+        values[compress(lanes_named(w), w.active)] = compress(w.rows[value], w.active)
+        w.put(d, values)
+
+    return pulled if pull else pushed
+
+
+def _swizzle_lanes(instruction: Instruction, pattern: str) -> Row:
+    """Source lane of each lane for one of LLVM's swizzle macros."""
+    match = re.fullmatch(r'swizzle\(([A-Z_]+),"?([\d,01pi]+)"?\)', pattern)
+    if match is None:
+        raise instruction.refusal("swizzle pattern")
+    macro, value = match.groups()
+    lanes: Row
+    if (
+        macro == "BITMASK_PERM"
+    ):  # one rule per bit of the lane number in its half: 0, 1, p(reserve), i(nvert)
+        lanes = LANE_NUMBER & 32
+        for bit, rule in enumerate(reversed(value)):
+            kept = (LANE_NUMBER >> bit) & 1
+            value = {"0": 0 * kept, "1": 0 * kept + 1, "p": kept, "i": 1 - kept}[rule]
+            lanes = lanes | value << bit
+        return lanes
+    numbers = [int(item) for item in value.split(",")]
+    if macro == "SWAP":
+        lanes = LANE_NUMBER ^ numbers[0]
+    elif macro == "REVERSE":
+        lanes = LANE_NUMBER ^ (numbers[0] - 1)
+    elif macro == "BROADCAST":
+        lanes = (LANE_NUMBER & ~(numbers[0] - 1)) + numbers[1]
+    elif macro == "QUAD_PERM":
+        lanes = (LANE_NUMBER & ~3) + np.array(numbers)[LANE_NUMBER & 3]
+    else:
+        raise instruction.refusal("swizzle pattern")
+    return lanes
+
+
+def _swizzle(instruction: Instruction, context: Context) -> Step:
+    """ds_swizzle_b32: a lane permutation given by the instruction."""
+    lanes = _swizzle_lanes(instruction, instruction.take("offset", "") or "")
+    d, value = (context.plan.row(instruction.operand(i)) for i in (0, 1))
+
+    def step(w: Wave) -> None:
+        values = w.rows[value][lanes]
+        if w.active is not True:
+            values[~w.active[lanes]] = 0
+        w.put(d, values)
+
+    return step

@@ -1,0 +1,67 @@
+"""Everything that the database knows about one key, as one JSON-ready record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from patune.errors import PatuneError
+from patune.kernels.knobs import knobs_to_dict
+
+if TYPE_CHECKING:
+    from patune.configs.store import Store
+    from patune.problem import Problem, Workload
+    from patune.target import Target
+
+INSPECTION_SCHEMA = 1
+
+
+def inspect_key(
+    store: Store, *, target: Target, problem: Problem, workload: Workload
+) -> dict[str, Any]:
+    """The winner of a key, its trials in the order of recording, and its failures by status.
+
+    Raises:
+        PatuneError: nothing is stored for the key; the message names the sizes that are.
+    """
+    winner = store.winner(target=target, problem=problem, workload=workload)
+    trials = store.trials(target=target, problem=problem, workload=workload)
+    if winner is None and not trials:
+        raise _nothing_stored(store, target, problem, workload)
+    return {
+        "schema": INSPECTION_SCHEMA,
+        "target": target.to_dict(),
+        "problem": problem.to_dict(),
+        "workload": workload.to_dict(),
+        "winner": winner.to_dict() if winner is not None else None,
+        "trials": [
+            {
+                "id": trial.id,
+                "knobs": knobs_to_dict(trial.knobs),
+                "source": trial.source,
+                "created": trial.created,
+                "environment_key": trial.environment_key,
+                **trial.result.to_dict(),
+            }
+            for trial in trials
+        ],
+        "failures": store.failures(target=target, problem=problem, workload=workload),
+    }
+
+
+def _nothing_stored(
+    store: Store, target: Target, problem: Problem, workload: Workload
+) -> PatuneError:
+    core = {name: getattr(problem, name) for name in ("block_size", "head_dim", "qg")}
+    others = [
+        f"batch={w.workload.batch} kv_heads={w.workload.kv_heads} context={w.workload.context}"
+        for w in store.winners(arch=target.arch, **core)
+        if w.problem == problem and w.target == target
+    ]
+    stored = f"stored sizes: {'; '.join(others)}" if others else "no size of this problem is stored"
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in core.items())
+    return PatuneError(
+        f"Nothing is stored for batch={workload.batch} kv_heads={workload.kv_heads} context={workload.context} of "
+        f"{' '.join(f'{name}={value}' for name, value in core.items())} on {target.arch}; {stored}. "
+        f"Run: patune sweep --target {target.arch} {options} --batch {workload.batch} --kv-heads {workload.kv_heads} "
+        f"--context {workload.context}"
+    )

@@ -1,0 +1,289 @@
+"""Tables and messages of the command line, drawn with rich: results on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from patune import wording
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from patune.doctor import Diagnosis
+
+STATE_STYLES = {"ok": "green", "note": "yellow", "broken": "bold red"}
+FATE_STYLES = {"added": "green", "replaced": "green", "kept": "", "skipped": "yellow"}
+KEY_HEADINGS = {
+    "block_size/\nhead_dim/qg": "left",
+    "batch x\nkv heads": "right",
+    "context": "right",
+}
+PIPE_COLUMNS = 100  # pipes and files have no width: tables are laid out for this one
+SHOWN_REASON = 100  # characters of a failure's reason
+
+
+def result_console() -> Console:
+    """Where results go: stdout, plain when it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPE_COLUMNS)
+
+
+def _table(headings: Mapping[str, str]) -> Table:
+    """A table without lines; ``headings`` maps each to its alignment."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading, alignment in headings.items():
+        table.add_column(
+            heading, justify="right" if alignment == "right" else "left", overflow="fold"
+        )
+    return table
+
+
+def _grid(columns: int) -> Table:
+    """Names and values side by side; what is too long goes on in the next line."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(columns):
+        grid.add_column(overflow="fold")
+    return grid
+
+
+def _key_cells(problem: Mapping[str, Any], workload: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Cells under ``KEY_HEADINGS``."""
+    core = f"{problem['block_size']}/{problem['head_dim']}/{problem['qg']}"
+    return core, f"{workload['batch']} x {workload['kv_heads']}", str(workload["context"])
+
+
+def _winner_table(winners: Sequence[Mapping[str, Any]], evidence: str) -> Table:
+    """Rows of one target and one kind of evidence; a winner may bring ``failed``, a count of trials."""
+    measured = evidence == "measured"
+    trials = "trials\n(failed)" if any("failed" in winner for winner in winners) else "trials"
+    table = _table(
+        {
+            **KEY_HEADINGS,
+            "knobs": "left",
+            "median (of\nread ceiling)" if measured else "emulated-\ncorrect,\ncounted": "right",
+            "default": "right",
+            "speedup" if measured else "slots\nsaved": "right",
+            trials: "right",
+        }
+    )
+    for winner in winners:
+        default_score, failed = winner["default_score"], winner.get("failed")
+        table.add_row(
+            *_key_cells(winner["problem"], winner["workload"]),
+            wording.knobs_text(winner["knobs"]),
+            wording.short_score(winner),
+            "-" if default_score is None else f"{default_score:.{1 if measured else 0}f}",
+            wording.gain_text(winner),
+            str(winner["trials"]) + ("" if failed is None else f" ({failed})"),
+        )
+    return table
+
+
+def _print_tables(console: Console, winners: Sequence[Mapping[str, Any]]) -> None:
+    """One table per target, kind of evidence and variant, then what their shorthand means."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for winner in winners:
+        variant = wording.variant_text(winner["problem"])
+        group = (wording.target_text(winner["target"]), winner["evidence"], variant)
+        groups.setdefault(group, []).append(winner)
+    for (target, evidence, variant), members in groups.items():
+        rest = ", ".join(filter(None, (evidence, variant)))
+        console.print(Text.assemble((target, "bold"), f", {rest}"), soft_wrap=True)
+        console.print(_winner_table(members, evidence))
+        console.print()
+    for evidence in sorted({evidence for _, evidence, _ in groups}, reverse=True):
+        for legend in (wording.SCORE_LEGEND, wording.KNOBS_LEGEND):
+            console.print(Text(legend[evidence], style="dim"), soft_wrap=True)
+
+
+def print_winners(winners: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """``patune list``."""
+    console = result_console()
+    _print_tables(console, winners)
+    if not winners:
+        console.print("no such winners are stored")
+    console.print(f"database: {path}", soft_wrap=True)
+
+
+def print_plan(keys: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """``patune sweep --dry-run``: the keys that would be tuned."""
+    console = result_console()
+    headings = {**KEY_HEADINGS, "default knobs": "left"}
+    variants = [wording.variant_text(planned["key"]) for planned in keys]
+    if any(variants):
+        headings["variant"] = "left"
+    table = _table(headings | {"feasible\nknobs": "right", "trials": "right"})
+    for planned, variant in zip(keys, variants, strict=True):
+        key = planned["key"]
+        table.add_row(
+            *_key_cells(key, key["workload"]),
+            wording.knobs_text(planned["default"]),
+            *([variant] if any(variants) else []),
+            str(planned["pool"]),
+            str(planned["trials"]),
+        )
+    console.print(table)
+    trials = sum(planned["trials"] for planned in keys)
+    console.print(
+        f"{len(keys)} keys, up to {trials} trials; trials that are stored already are not repeated"
+    )
+    console.print(f"dry run: nothing was written; database: {path}", soft_wrap=True)
+
+
+def print_report(report: Mapping[str, Any], path: Path, read_back: str | None) -> None:
+    """``patune sweep``: the winners, what did not pass, and the line that reads a winner back."""
+    console = result_console()
+    _print_tables(
+        console,
+        [
+            {**key["winner"], "trials": key["trials"], "failed": sum(key["failures"].values())}
+            for key in report["keys"]
+            if key["winner"] is not None
+        ],
+    )
+    if report["read_ceiling_gb_s"] is not None:
+        console.print(f"read ceiling of this run: {report['read_ceiling_gb_s']:.0f} GB/s")
+    _print_keys_without_winner(console, report["keys"])
+    console.print()
+    failures = wording.failures_text(wording.total(key["failures"] for key in report["keys"]))
+    ended = "interrupted after" if report["interrupted"] else "done in"
+    console.print(
+        f"{report['trials']} trials, {ended} {wording.duration_text(report['seconds'])}"
+        + (f"; not ok: {failures}" if failures else "")
+    )
+    console.print(f"database: {path}", soft_wrap=True)
+    if read_back is not None:
+        console.print(f"read one back: {read_back}", soft_wrap=True)
+
+
+def _print_keys_without_winner(console: Console, keys: Sequence[Mapping[str, Any]]) -> None:
+    """Each key that nothing passed, and how many were not reached."""
+    for key in keys:
+        if key["winner"] is None and key["trials"]:
+            name = wording.key_text(key["key"], key["key"]["workload"])
+            why = wording.failures_text(key["failures"])
+            console.print(Text(f"no winner: {name}: {why}", style="red"), soft_wrap=True)
+    if untried := sum(key["winner"] is None and not key["trials"] for key in keys):
+        text = f"{untried} keys were not reached; the same command goes on with them"
+        console.print(Text(text, style="yellow"))
+
+
+def print_answer(answer: Mapping[str, Any]) -> None:
+    """``patune lookup``: the knobs and where they come from."""
+    console = result_console()
+    key = answer["key"]
+    console.print(
+        f"{wording.target_text(key['target'])}: {wording.key_text(key['problem'], key['workload'])}",
+        soft_wrap=True,
+    )
+    grid = _grid(2)
+    for name, value in answer["knobs"].items():
+        grid.add_row(name, str(value))
+    console.print(grid)
+    console.print(Text(f"source: {answer['source']}, evidence: {answer['evidence']}", style="bold"))
+    stored = answer["stored_workload"]
+    if stored is not None and stored != key["workload"]:
+        console.print(f"tuned for: {wording.sizes_text(stored)}")
+    if answer["source"] == "default":
+        console.print(
+            "nothing is stored for this key: `patune sweep` with the same options tunes it"
+        )
+
+
+def print_import(report: Mapping[str, Any], path: Path) -> None:
+    """``patune import``: what became of each winner, and the totals."""
+    console = result_console()
+    table = _table({"target": "left", **KEY_HEADINGS, "winner": "left", "because": "left"})
+    for entry in report["entries"]:
+        key = _key_cells(entry["problem"], entry["workload"])
+        fate = Text(entry["fate"], style=FATE_STYLES[entry["fate"]])
+        reason = ", ".join(filter(None, (wording.variant_text(entry["problem"]), entry["reason"])))
+        table.add_row(entry["target"]["arch"], *key, fate, Text(reason))
+    if report["entries"]:
+        console.print(table)
+    counts = ", ".join(f"{report[fate]} {fate}" for fate in FATE_STYLES)
+    note = " (dry run: nothing was written)" if report["dry_run"] else ""
+    console.print(f"{counts}{note}")
+    console.print(f"database: {path}", soft_wrap=True)
+
+
+def print_key(record: Mapping[str, Any], path: Path) -> None:
+    """``patune show``: all that is stored about one key."""
+    console = result_console()
+    console.print(Text(wording.target_text(record["target"]), style="bold"))
+    console.print(
+        Text(wording.key_text(record["problem"], record["workload"]), style="bold"), soft_wrap=True
+    )
+    console.print()
+    winner = record["winner"]
+    if winner is None:
+        console.print(Text("no winner: nothing passed the gate", style="yellow"))
+    else:
+        _print_winner(console, winner)
+    trials = _table(
+        {"#": "right", "knobs": "left", "from": "left", "status": "left", "score or reason": "left"}
+    )
+    for trial in record["trials"]:
+        status = trial["status"]
+        outcome = wording.short_score(trial) if status == "ok" else trial["reason"]
+        trials.add_row(
+            str(trial["id"]),
+            wording.knobs_text(trial["knobs"]),
+            trial["source"],
+            Text(status, style="green" if status == "ok" else "yellow"),
+            Text(wording.shorten(outcome, SHOWN_REASON)),
+        )
+    console.print()
+    console.print(trials)
+    console.print()
+    if record["failures"]:
+        console.print(f"not ok: {wording.failures_text(record['failures'])}")
+    legend = wording.KNOBS_LEGEND[
+        "measured" if record["target"]["arch"].startswith("sm_") else "emulated"
+    ]
+    console.print(Text(legend, style="dim"), soft_wrap=True)
+    console.print(f"database: {path}", soft_wrap=True)
+
+
+def _print_winner(console: Console, winner: Mapping[str, Any]) -> None:
+    rows = {
+        "winner": wording.knobs_text(winner["knobs"]),
+        "score": wording.full_score(winner),
+        **wording.spread_rows(winner),
+        "default": wording.default_text(winner),
+        "gate": f"{winner['gate_cases']} cases passed, worst relative RMS error {winner['error_rms']:.2g}",
+        "chosen from": f"{winner['trials']} trials, {winner['created']}",
+        "environment": wording.environment_text(winner["environment"]),
+        "imported from": winner["imported_from"],
+    }
+    grid = _grid(2)
+    for name, value in rows.items():
+        if value is not None:
+            grid.add_row(name, Text(value))
+    console.print(grid)
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """``patune doctor``: findings, targets, and the next command."""
+    console = result_console()
+    grid = _grid(3)
+    for finding in diagnosis.findings:
+        detail = Text(finding.detail)
+        if finding.advice:
+            detail.append(f"\n{finding.advice}", style="dim")
+        grid.add_row(Text(finding.state, style=STATE_STYLES[finding.state]), finding.name, detail)
+    console.print(grid)
+    console.print()
+    targets = _table(dict.fromkeys(("target", "device", "a sweep here is", "which means"), "left"))
+    for row in diagnosis.targets:
+        evidence = row["evidence"]
+        verdict = Text(evidence or "not possible", style="green" if evidence else "yellow")
+        targets.add_row(row["arch"], row["device_name"], verdict, row["meaning"])
+    console.print(targets)
+    console.print()
+    console.print(Text.assemble("next: ", (diagnosis.run_next, "bold")))

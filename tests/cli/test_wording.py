@@ -1,0 +1,112 @@
+"""How keys, knobs, scores and times read."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+from cli_fakes import counted, timed
+
+from patune import wording
+from patune.configs.dispatcher import lookup
+from patune.kernels.knobs import CdnaKnobs, HopperKnobs, knobs_to_dict
+from patune.problem import Problem, Workload
+
+PROBLEM = Problem(block_size=1024, head_dim=128, qg=8).to_dict()
+WORKLOAD = Workload(batch=128, kv_heads=8, context=4096).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.9, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3600, "1 h 00 min"),
+        (7385, "2 h 03 min"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert wording.duration_text(seconds) == text
+
+
+def test_emulated_work_never_reads_as_a_latency() -> None:
+    winner = {"timing": None, "counted": counted(12345.0).to_dict(), "default_score": 24690.0}
+    assert wording.full_score(winner) == "emulated-correct, counted 12345 slots"
+    assert wording.short_score(winner) == "12345 slots"
+    assert wording.gain_text(winner) == "50 %"
+    texts = [wording.SCORE_LEGEND["emulated"], *wording.spread_rows(winner).values()]
+    assert all(" us" not in f" {text} ".replace(" used", "") for text in texts)
+
+
+def test_measured_times_name_their_share_of_the_ceiling() -> None:
+    winner = {"timing": timed(123.44).to_dict(), "counted": None, "default_score": None}
+    assert wording.full_score(winner) == "123.4 us (95 % of read ceiling)"
+    assert wording.gain_text(winner) == "-"
+    assert wording.gain_text({**winner, "default_score": 154.3}) == "1.25x"
+
+
+def test_knobs_that_do_nothing_are_left_out() -> None:
+    tile = {"partition_tokens": 128, "num_stages": 2, "num_warps": 4}
+    one_shot = CdnaKnobs(num_splits=1, **tile)
+    assert wording.knobs_text(knobs_to_dict(one_shot)) == "p128 s1 st2 w4"
+    split = CdnaKnobs(num_splits=16, waves_per_eu=2, **tile)
+    assert wording.knobs_text(knobs_to_dict(split)) == "p128 s16 st2 w4 eu2 r16x4"
+    hopper = HopperKnobs(num_splits=4, maxnreg=128, probs_k_major=False, **tile)
+    assert wording.knobs_text(knobs_to_dict(hopper)) == "p128 s4 st2 w4 reg128 pk0 r16x4"
+
+
+def test_a_key_says_only_what_differs_from_the_plain_variant() -> None:
+    assert wording.key_text(PROBLEM, WORKLOAD) == (
+        "block_size=1024 head_dim=128 qg=8 batch=128 kv_heads=8 context=4096"
+    )
+    variant = {**PROBLEM, "query_length": 2, "windowed": True}
+    assert wording.variant_text(variant) == "query_length=2 windowed=True"
+
+
+def test_the_plain_variant_is_what_problem_and_lookup_default_to() -> None:
+    defaults = Problem(block_size=16, head_dim=64, qg=1).to_dict()
+    assert {name: defaults[name] for name in wording.PLAIN_VARIANT} == wording.PLAIN_VARIANT
+    parameters = inspect.signature(lookup).parameters
+    assert parameters["kv_heads"].default == wording.LOOKUP_KV_HEADS
+    assert all(parameters[n].default == value for n, value in wording.PLAIN_VARIANT.items())
+
+
+def test_the_lookup_command_quotes_and_omits() -> None:
+    line = wording.lookup_command(PROBLEM, WORKLOAD)
+    assert line.startswith(wording.python_command())
+    assert line.endswith(
+        ' -c "import patune; print(patune.lookup(block_size=1024, head_dim=128, qg=8, batch=128, context=4096))"'
+    )
+    named = wording.lookup_command(
+        {**PROBLEM, "sinks": True}, WORKLOAD, target="gfx950", db=Path("/a b/c.db")
+    )
+    assert named.startswith("PATUNE_DB='/a b/c.db' ")
+    assert "qg=8, sinks=True, batch=128, context=4096, target='gfx950')" in named
+
+
+def test_the_python_command_runs_this_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert wording.python_command() == "python"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert wording.python_command() == sys.executable
+    monkeypatch.chdir(Path(sys.executable).parent.parent)
+    assert wording.python_command() == f"bin/{Path(sys.executable).name}"
+
+
+def test_failures_are_ordered_and_added_up() -> None:
+    counts = wording.total([{"spills": 1, "wrong": 2}, {"spills": 4}])
+    assert counts == {"spills": 5, "wrong": 2}
+    assert wording.failures_text(counts) == "5 spills, 2 wrong"
+    assert wording.failures_text({}) == ""
+
+
+def test_long_reasons_become_one_short_line() -> None:
+    assert wording.shorten("a\n  b", 10) == "a b"
+    assert wording.shorten("x" * 20, 10) == "x" * 7 + "..."

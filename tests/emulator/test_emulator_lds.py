@@ -1,0 +1,182 @@
+"""Shared memory: loads and stores of every width, bounds, poison, and the race detector."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from asm_snippets import LANE, kernel_text, run, run_lanes
+
+from patune.emulator import Execution, Program
+from patune.errors import EmulatorError
+
+RANDOM = np.random.default_rng(0).integers(0, 1 << 32, (8, 64), dtype=np.uint32)
+POISON = 0xA5A5_A5A5
+
+
+@pytest.mark.parametrize(("bits", "registers"), [(32, 1), (64, 2), (96, 3), (128, 4)])
+def test_wide_access(bits: int, registers: int) -> None:
+    lanes = np.random.default_rng(1).permutation(64)
+    span = lambda first: f"v{first}" if registers == 1 else f"v[{first}:{first + registers - 1}]"  # noqa: E731
+    body = f"ds_write_b{bits} v2, {span(4)} offset:32\nds_read_b{bits} {span(8)}, v3 offset:32"
+    sources = {2: (16 * LANE).astype(np.uint32), 3: (16 * lanes).astype(np.uint32)}
+    sources |= {4 + i: RANDOM[i] for i in range(registers)}
+    got = run_lanes(body, sources, out=range(8, 8 + registers), shared_b=32 + 64 * 16)
+    for i in range(registers):
+        np.testing.assert_array_equal(got[i], RANDOM[i][lanes])
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "model"),
+    [
+        ("ds_write_b8 v2, v3 offset:1", "ds_read_u8 v1, v2 offset:1", lambda x: x & 0xFF),
+        ("ds_write_b8 v2, v3 offset:1", "ds_read_i8 v1, v2 offset:1", lambda x: (x & 0xFF ^ 0x80) - 0x80),
+        ("ds_write_b8_d16_hi v2, v3", "ds_read_u8 v1, v2", lambda x: x >> 16 & 0xFF),
+        ("ds_write_b16 v2, v3 offset:2", "ds_read_u16 v1, v2 offset:2", lambda x: x & 0xFFFF),
+        ("ds_write_b16 v2, v3 offset:2", "ds_read_i16 v1, v2 offset:2", lambda x: (x & 0xFFFF ^ 0x8000) - 0x8000),
+        ("ds_write_b16_d16_hi v2, v3", "ds_read_u16 v1, v2", lambda x: x >> 16),
+        ("ds_write_b16 v2, v3", "ds_read_u16_d16_hi v1, v2", lambda x: (x & 0xFFFF) << 16 | 0x1234),
+        ("ds_write_b16 v2, v3", "v_mov_b32_e32 v1, -1\nds_read_u16_d16 v1, v2", lambda x: x & 0xFFFF | 0xFFFF0000),
+        ("ds_write_b16 v2, v3", "ds_read_b32 v1, v2", lambda x: x & 0xFFFF | POISON & 0xFFFF0000),
+    ],
+)  # fmt: skip
+def test_narrow_access(write: str, read: str, model: object) -> None:
+    (got,) = run_lanes(
+        f"{write}\n{read}", {2: (4 * LANE).astype(np.uint32), 3: RANDOM[0]}, shared_b=256
+    )
+    want = [model(int(x)) & 0xFFFF_FFFF for x in RANDOM[0]]  # type: ignore[operator]
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(("suffix", "unit"), [("", 1), ("st64", 64)])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_two_offsets(suffix: str, unit: int, bits: int) -> None:
+    size, n = bits // 8, bits // 32
+    pair = lambda first: f"v{first}" if n == 1 else f"v[{first}:{first + 1}]"  # noqa: E731
+    near, far = 3 * size * unit, 70 * size * unit
+    body = f"""
+    ds_write2{suffix}_b{bits} v2, {pair(4)}, {pair(6)} offset0:3 offset1:70
+    v_add_u32_e32 v3, {far:#x}, v2
+    ds_read_b32 v8, v3
+    v_add_u32_e32 v3, {near:#x}, v2
+    ds_read_b32 v9, v3
+    ds_read2{suffix}_b{bits} v[2:{1 + 2 * n}], v2 offset0:70 offset1:3
+    """
+    sources = {2: (size * (LANE % 2)).astype(np.uint32)}
+    sources |= {4 + i: np.tile(RANDOM[i][:2], 32) for i in range(4)}
+    out = [8, 9, *range(2, 2 + 2 * n)]
+    far_word, near_word, *both = run_lanes(body, sources, out=out, shared_b=far + 2 * size)
+    np.testing.assert_array_equal(far_word, sources[6])
+    np.testing.assert_array_equal(near_word, sources[4])
+    for i in range(n):
+        np.testing.assert_array_equal(both[i], sources[6 + i])
+        np.testing.assert_array_equal(both[n + i], sources[4 + i])
+
+
+@pytest.mark.parametrize(("bits", "n"), [(16, 4), (8, 8)])
+def test_transposing_read(bits: int, n: int) -> None:
+    body = f"ds_write_b64 v2, v[4:5]\nds_read_b64_tr_b{bits} v[6:7], v2"
+    got = run_lanes(
+        body,
+        {2: (8 * LANE).astype(np.uint32), 4: RANDOM[0], 5: RANDOM[1]},
+        out=(6, 7),
+        shared_b=512,
+        arch="gfx950",
+    )
+    elements = np.stack([RANDOM[0], RANDOM[1]], axis=1).view(f"u{bits // 8}").reshape(64, n)
+    result = np.stack(got, axis=1).copy().view(f"u{bits // 8}").reshape(64, n)
+    for lane in range(64):
+        block = elements[lane // 16 * 16 : lane // 16 * 16 + 16].reshape(n, 16)
+        np.testing.assert_array_equal(result[lane], block[:, lane % 16])
+
+
+def test_uninitialised_shared_memory_is_poisoned_in_every_workgroup() -> None:
+    target = np.zeros(2, np.uint32)
+    body = """
+    s_load_dwordx2 s[20:21], s[0:1], 0x0
+    v_mov_b32_e32 v1, 0
+    ds_read_b32 v2, v1
+    ds_write_b32 v1, v1
+    s_lshl_b32 s3, s2, 2
+    v_mov_b32_e32 v3, s3
+    global_store_dword v3, v2, s[20:21]
+    """
+    run(body, [target], grid=(2, 1, 1), shared_b=4)
+    assert target.tolist() == [POISON, POISON]
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["ds_read_b64 v[4:5], v2", "ds_write_b64 v2, v[4:5]", "ds_read_b32 v4, v2 offset:508"],
+)
+def test_out_of_bounds(instruction: str) -> None:
+    with pytest.raises(
+        EmulatorError, match=r"out-of-bounds shared memory (read|write): bytes up to \d+ of 508"
+    ):
+        run_lanes(instruction, {2: (8 * LANE).astype(np.uint32)}, shared_b=508)
+
+
+# ---- races ----------------------------------------------------------------------------------------------------------
+
+
+def races(body: str, waves: int = 2, *, detect: bool = True) -> Execution:
+    """v1 = 4 * lane, v2 = 4 * (work-item), v3 = wave number, s20 = the same."""
+
+    head = "v_and_b32_e32 v1, 63, v0\nv_lshlrev_b32_e32 v1, 2, v1\nv_lshlrev_b32_e32 v2, 2, v0\nv_lshrrev_b32_e32 v3, 6, v0\nv_readfirstlane_b32 s20, v3\n"
+    program = Program(kernel_text(head + body, ["ptr"]), 4096)
+    return program.launch((2, 1, 1), waves, [np.zeros(1)], detect_races=detect)
+
+
+def test_write_then_read_of_another_wave() -> None:
+    exchange = "ds_write_b32 v2, v0\n{}\nv_xor_b32_e32 v4, 0x100, v2\nds_read_b32 v5, v4"
+    assert races(exchange.format("s_barrier")).races == ()
+    found = races(exchange.format("s_nop 0")).races
+    # Wave 1 writes what wave 0 has read, then reads what wave 0 wrote: twice two, for two workgroups.
+    assert [(r.wave, r.other, r.byte, r.access) for r in found] == [
+        (1, 0, 256, "write"),
+        (1, 0, 0, "read"),
+    ] * 2
+    assert str(found[1]) == (
+        "wave 1 and wave 0 touch shared memory byte 0 without a barrier in between: read by `ds_read_b32 v5, v4`"
+    )
+    assert races(exchange.format("s_nop 0"), detect=False).races == ()
+
+
+def test_read_then_write_of_another_wave() -> None:
+    body = "ds_write_b32 v1, v1\ns_barrier\nds_read_b32 v5, v1\n{}\nds_write_b32 v1, v3"
+    # Wave 1 reads what wave 0 wrote, then overwrites what wave 0 wrote and what it read.
+    found = races(body.format("s_nop 0")).races
+    assert [r.access for r in found] == ["read", "write", "write"] * 2
+    same_value = "ds_read_b32 v5, v1\n{}\nds_write_b32 v1, v1"
+    assert [r.access for r in races(same_value.format("s_nop 0")).races] == ["read", "write"] * 2
+    assert races(same_value.format("s_barrier")).races == ()
+
+
+def test_several_readers_are_named_as_such() -> None:
+    body = "ds_read_b32 v5, v1\ns_cmp_lg_u32 s20, 2\ns_cbranch_scc1 .LEND\nds_write_b32 v1, v1\n.LEND:\ns_nop 0"
+    found = races(body, waves=3).races
+    assert found[0].other is None
+    assert "several waves" in str(found[0])
+
+
+def test_equal_values_from_two_waves_are_no_race_but_different_ones_are() -> None:
+    assert races("ds_write_b32 v1, v1").races == ()
+    found = races("ds_write_b32 v1, v3").races
+    assert [(r.wave, r.other, r.access) for r in found] == [(1, 0, "write")] * 2
+    # One different byte in the middle of a wide store
+    body = "v_mov_b32_e32 v4, 0\nv_mov_b32_e32 v5, 0\nv_lshlrev_b32_e32 v6, 8, v3\nv_mov_b32_e32 v7, 0\nv_lshlrev_b32_e32 v1, 2, v1\nds_write_b128 v1, v[4:7]"
+    assert [r.byte for r in races(body).races] == [9, 9]
+
+
+def test_neighbouring_bytes_are_independent() -> None:
+    body = "v_lshlrev_b32_e32 v4, 1, v3\nv_add_u32_e32 v4, v1, v4\nds_write_b16 v4, v3\nds_read_u16 v5, v4"
+    assert races(body).races == ()
+
+
+def test_own_accesses_never_race() -> None:
+    body = "ds_write_b32 v2, v0\nds_read_b64 v[4:5], v2 offset:1024\nds_read_b32 v5, v2\nds_write_b32 v2, v3\nds_read_b32 v5, v2"
+    assert races(body).races == ()
+
+
+def test_partial_exec_touches_only_its_lanes() -> None:
+    body = "v_cmp_eq_u32_e32 vcc, 0, v3\ns_and_saveexec_b64 s[24:25], vcc\nds_write_b32 v1, v3\ns_mov_b64 exec, s[24:25]\nv_cmp_eq_u32_e32 vcc, 1, v3\ns_and_saveexec_b64 s[24:25], vcc\nds_write_b32 v1, v3 offset:256"
+    assert races(body).races == ()
