@@ -10,7 +10,7 @@ import numpy as np
 
 from patune.emulator.memory import compress
 from patune.emulator.registers import LANE_NUMBER, LANES, Row
-from patune.emulator.vmem import register_reader, register_writer
+from patune.emulator.vmem import Access, register_reader, register_writer
 
 if TYPE_CHECKING:
     from patune.emulator.assembly import Instruction, Operand
@@ -43,9 +43,9 @@ def build_ds(instruction: Instruction, context: Context) -> Step:
         offsets = [instruction.take_int(f"offset{i}") * unit for i in (0, 1)]
     else:
         offsets = [instruction.take_int("offset")]
-    if direction == "read":
-        return _read(instruction, context, width_b, offsets, letter == "i", part)
-    return _write(instruction, context, width_b, offsets, part)
+    access = Access(width_b=width_b, signed=letter == "i", part=part)
+    build = _read if direction == "read" else _write
+    return build(instruction, context, access, offsets)
 
 
 def _shifted(operand: Operand, registers: int) -> Operand:
@@ -53,14 +53,12 @@ def _shifted(operand: Operand, registers: int) -> Operand:
     return replace(operand, index=operand.index + registers, count=operand.count - registers)
 
 
-def _read(
-    instruction: Instruction, context: Context, width_b: int, offsets: list[int], signed: bool, part: str | None
-) -> Step:  # fmt: skip
-    plan, text = context.plan, instruction.text
+def _read(instruction: Instruction, context: Context, access: Access, offsets: list[int]) -> Step:
+    plan, width_b, text = context.plan, access.width_b, instruction.text
     address = plan.row(instruction.operand(1))
     d = instruction.operand(0)
     writes = [
-        register_writer(plan, _shifted(d, i * (width_b // 4)) if i else d, width_b, signed, part)
+        register_writer(plan, _shifted(d, i * (width_b // 4)) if i else d, access)
         for i in range(len(offsets))
     ]
     if len(offsets) == 1:
@@ -82,15 +80,10 @@ def _read(
     return step2
 
 
-def _write(
-    instruction: Instruction, context: Context, width_b: int, offsets: list[int], part: str | None
-) -> Step:
+def _write(instruction: Instruction, context: Context, access: Access, offsets: list[int]) -> Step:
     plan, text = context.plan, instruction.text
     address = plan.row(instruction.operand(0))
-    reads = [
-        register_reader(plan, instruction.operand(i + 1), width_b, part)
-        for i in range(len(offsets))
-    ]
+    reads = [register_reader(plan, instruction.operand(i + 1), access) for i in range(len(offsets))]
     pairs = list(zip(reads, offsets, strict=True))
 
     def step(w: Wave) -> None:

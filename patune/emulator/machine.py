@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MAX_INSTRUCTIONS = 10**8  # of one launch: a runaway loop ends here, minutes in
 KERNARG = "kernel arguments"
+TRITON_POINTERS = (
+    2  # global scratch and profile scratch, which Triton appends to every kernel's arguments
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,12 +186,15 @@ def _place_arguments(
     """Put arrays into memory and everything into the argument block; the block's address."""
     metadata = program.metadata
     slots = metadata.arguments[: len(arguments)]
-    given_b = {slot.offset for slot in slots}
-    missing = [slot for slot in metadata.arguments if slot.offset not in given_b]
-    if len(slots) < len(arguments) or len(labels) != len(arguments) or not all(s.is_pointer for s in missing):  # fmt: skip
+    missing = metadata.arguments[len(arguments) :]
+    if (
+        not len(slots) == len(arguments) == len(labels)
+        or len(missing) > TRITON_POINTERS
+        or not all(slot.is_pointer for slot in missing)
+    ):
         raise EmulatorError(
-            f"{metadata.name} has {len(metadata.arguments)} argument slots (the last two are Triton's own pointers); "
-            f"given: {len(arguments)} arguments, {len(labels)} names."
+            f"{metadata.name} has {len(metadata.arguments)} argument slots, of which the last {TRITON_POINTERS} may be "
+            f"Triton's own pointers; given: {len(arguments)} arguments, {len(labels)} names."
         )
     for slot, value, label in zip(slots, arguments, labels, strict=True):
         if slot.is_pointer != isinstance(value, np.ndarray):

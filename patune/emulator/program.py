@@ -105,6 +105,7 @@ class Program:
             count: fill the histogram and the traffic of the result.
 
         Raises:
+            InvalidValueError: a grid or a number of warps that no launch can have.
             EmulatorError: an argument that does not fit its slot, an access outside of every argument, or an instruction
                 in a state that has not been verified; the message names workgroup, wave and instruction.
         """

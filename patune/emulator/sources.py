@@ -128,15 +128,14 @@ SELECTS = {
 def _selected(
     context: Context, instruction: Instruction, operand: Operand, letter: str, select: str
 ) -> Source:
-    """An SDWA source: a byte or word of the register, extended to 32 bits."""
+    """An SDWA source: a byte or word of the register, extended to the width of the operation."""
     if select not in SELECTS:
         raise instruction.refusal(f"select {select}")
     size, part = SELECTS[select]
     if size == "2" and DTYPES[letter][1] == "2":
         return row_source(context.plan.row(operand, DTYPES[letter], part))
-    signed = operand.sign_extend
-    row = context.plan.row(operand, ("i" if signed else "u") + size, part)
-    wide, dtype = ("i4" if signed else "u4"), DTYPES[letter]
+    sign, dtype = ("i" if operand.sign_extend else "u"), DTYPES[letter]
+    row, wide = context.plan.row(operand, sign + size, part), sign + dtype[1]
     return Source(None, lambda w: w.rows[row].astype(wide).view(dtype))
 
 

@@ -200,19 +200,18 @@ def _sdwa_step(
         raise instruction.refusal(f"destination select {select}")
     size, part = SELECTS[select]
     reads = [s.read for s in sources]
-    narrow = f"u{size}"
+    dtype = np.dtype(DTYPES[op.result])
+    unsigned, narrow = np.dtype(f"u{dtype.itemsize}"), np.dtype(f"u{size}")
+
+    def bits(w: Wave) -> Row:
+        value = function(*[read(w) for read in reads]).astype(dtype, copy=False)
+        return value.view(unsigned).astype(narrow)
+
     if unused == "UNUSED_PRESERVE":
-        d = context.plan.row(instruction.operand(0), narrow, part)
-        return lambda w: w.put(d, function(*[read(w) for read in reads]).astype(narrow))
+        d = context.plan.row(instruction.operand(0), narrow.str, part)
+        return lambda w: w.put(d, bits(w))
     if unused != "UNUSED_PAD":
         raise instruction.refusal(unused)
     d = context.plan.row(instruction.operand(0))
-    shift, mask = np.uint32(8 * int(size) * part), np.uint32((1 << 8 * int(size)) - 1)
-    dtype = np.dtype(DTYPES[op.result])
-    unsigned = np.dtype(f"u{dtype.itemsize}")
-
-    def step(w: Wave) -> None:
-        value = function(*[read(w) for read in reads]).astype(dtype, copy=False)
-        w.put(d, (value.view(unsigned).astype(np.uint32) & mask) << shift)
-
-    return step
+    shift = np.uint32(8 * narrow.itemsize * part)
+    return lambda w: w.put(d, bits(w).astype(np.uint32) << shift)

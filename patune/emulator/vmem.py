@@ -7,6 +7,7 @@ programmer's duty in Gluon, so they land as late as they may: when an ``s_waitcn
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,19 +35,30 @@ _CACHE_CONTROL = ("buffer_wbl2", "buffer_inv")
 Elements = npt.NDArray[Any]
 
 
-def width_of(kind: str) -> tuple[int, bool]:
-    """(bytes, sign-extended) of a memory type name such as ``dwordx4``, ``sbyte``, ``u16``."""
-    if kind in _WIDTH_B:
-        return _WIDTH_B[kind], False
-    return (1 if "byte" in kind else 2), kind.startswith("s") and kind != "short"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What a load or store moves per lane.
+
+    Attributes:
+        width_b: bytes.
+        signed: a narrow load is sign-extended.
+        part: ``d16`` or ``d16_hi``: half of the register that a narrow access uses; None for the whole.
+        is_store: to memory.
+    """
+
+    width_b: int
+    signed: bool = False
+    part: str | None = None
+    is_store: bool = False
 
 
 def register_writer(
-    plan: RegisterPlan, operand: Operand, width_b: int, signed: bool, part: str | None
+    plan: RegisterPlan, operand: Operand, access: Access
 ) -> Callable[[Wave, Elements], None]:
-    """Puts loaded elements of the active lanes into registers; ``part`` is ``d16``, ``d16_hi`` or None (whole register)."""
-    if width_b >= 4:
-        rows, words = plan.rows(operand, width_b // 4), width_b // 4
+    """Puts loaded elements of the active lanes into registers."""
+    words = access.width_b // 4
+    if words:
+        rows = plan.rows(operand, words)
 
         def write_words(w: Wave, loaded: Elements) -> None:
             values = loaded.view(np.uint32).reshape(-1, words).T
@@ -56,11 +68,12 @@ def register_writer(
                 w.rows[rows][:, w.active] = values
 
         return write_words
-    narrow = ("i" if signed else "u") + str(width_b)
-    if part is None:
-        row, wide = plan.row(operand), np.dtype("i4" if signed else "u4")
+    sign = "i" if access.signed else "u"
+    narrow, wide = f"{sign}{access.width_b}", np.dtype(sign + ("2" if access.part else "4"))
+    if access.part:
+        row = plan.row(operand, "u2", 1 if access.part == "d16_hi" else 0)
     else:
-        row, wide = plan.row(operand, "u2", 1 if part == "d16_hi" else 0), np.dtype("i2" if signed else "u2")  # fmt: skip
+        row = plan.row(operand)
     unsigned = np.dtype(f"u{wide.itemsize}")
 
     def write(w: Wave, loaded: Elements) -> None:
@@ -74,16 +87,20 @@ def register_writer(
 
 
 def register_reader(
-    plan: RegisterPlan, operand: Operand, width_b: int, part: str | None
+    plan: RegisterPlan, operand: Operand, access: Access
 ) -> Callable[[Wave], Elements]:
     """Reads the elements that the active lanes store."""
-    opaque = f"V{width_b}"
+    width_b, opaque = access.width_b, f"V{access.width_b}"
     if width_b >= 4:
         rows = plan.rows(operand, width_b // 4)
-        return lambda w: np.ascontiguousarray(compress(w.rows[rows].T, w.active)).view(opaque).reshape(-1)  # fmt: skip
+
+        def read(w: Wave) -> Elements:
+            lanes = np.ascontiguousarray(compress(w.rows[rows].T, w.active))
+            return lanes.view(opaque).reshape(-1)
+
+        return read
     # byte 2 or half 1 for d16_hi, else the low end
-    at = (2 // width_b) if part == "d16_hi" else 0
-    row = plan.row(operand, f"u{width_b}", at)
+    row = plan.row(operand, f"u{width_b}", 2 // width_b if access.part == "d16_hi" else 0)
     return lambda w: np.ascontiguousarray(compress(w.rows[row], w.active)).view(opaque)
 
 
@@ -101,74 +118,73 @@ def build_vector_memory(instruction: Instruction, context: Context) -> Step:
     if match is None:
         raise instruction.refusal()
     space, direction, kind, part = match.groups()
-    width_b, signed = width_of(kind)
+    access = Access(
+        width_b=_WIDTH_B.get(kind) or (1 if "byte" in kind else 2),
+        signed=kind in ("sbyte", "sshort"),
+        part=part,
+        is_store=direction == "store",
+    )
     for flag in _CACHE_FLAGS:
         instruction.take(flag)
-    store = direction == "store"
-    if space == "scratch":
-        return _scratch(instruction, context, width_b, store)
-    if space == "buffer":
-        return _buffer(instruction, context, width_b, signed, part, store)
-    return _global(instruction, context, width_b, signed, part, store)
+    return {"scratch": _scratch, "buffer": _buffer, "global": _global}[space](
+        instruction, context, access
+    )
 
 
 # ---- global ---------------------------------------------------------------------------------------------------------
 
 
-def _global(
-    instruction: Instruction, context: Context, width_b: int, signed: bool, part: str | None, store: bool
-) -> Step:  # fmt: skip
-    plan = context.plan
+def _global(instruction: Instruction, context: Context, access: Access) -> Step:
+    plan, store = context.plan, access.is_store
     data, address = instruction.operand(1 if store else 0), instruction.operand(0 if store else 1)
     base, offset = instruction.operand(2), instruction.take_int("offset")
-    if base.kind == "scalar":
-        return _global_scalar_base(instruction, context, width_b, signed, part, store, offset)
-    read_pair = pair_reader(plan, address, "i8")
-
-    def addresses(w: Wave) -> npt.NDArray[np.int64]:
-        lanes = compress(read_pair(w), w.active)
-        return lanes + offset if offset else lanes
-
+    if base.kind == "scalar" and not store:
+        return _load_from_scalar_base(context, access, data, address, base, offset)
+    addresses = _lane_addresses(plan, address, base, offset)
     if store:
-        read = register_reader(plan, data, width_b, part)
+        read = register_reader(plan, data, access)
 
         def step_store(w: Wave) -> None:
             if w.active is True or w.active.any():
                 w.memory.scatter(addresses(w), read(w), "global store")
 
         return step_store
-    write = register_writer(plan, data, width_b, signed, part)
+    write = register_writer(plan, data, access)
 
     def step(w: Wave) -> None:
         if w.active is True or w.active.any():
-            write(w, w.memory.gather(addresses(w), width_b, "global load"))
+            write(w, w.memory.gather(addresses(w), access.width_b, "global load"))
 
     return step
 
 
-def _global_scalar_base(
-    instruction: Instruction, context: Context, width_b: int, signed: bool, part: str | None, store: bool, offset: int
-) -> Step:  # fmt: skip
-    """64-bit scalar base plus an unsigned 32-bit offset per lane."""
+def _lane_addresses(
+    plan: RegisterPlan, address: Operand, base: Operand, offset: int
+) -> Callable[[Wave], npt.NDArray[np.int64]]:
+    """Addresses of the active lanes: 64 bits each, or a 64-bit scalar base plus an unsigned 32-bit offset each."""
+    if base.kind == "scalar":
+        row, pair = plan.row(address), plan.scalar_pair(base)
+        return lambda w: compress(w.rows[row], w.active).astype(np.int64) + (w.q[pair] + offset)
+    read_pair = pair_reader(plan, address, "i8")
+
+    def read(w: Wave) -> npt.NDArray[np.int64]:
+        lanes = compress(read_pair(w), w.active)
+        return lanes + offset if offset else lanes
+
+    return read
+
+
+def _load_from_scalar_base(
+    context: Context, access: Access, data: Operand, address: Operand, base: Operand, offset: int
+) -> Step:
     plan = context.plan
-    data, lane_offset = instruction.operand(1 if store else 0), instruction.operand(0 if store else 1)  # fmt: skip
-    base = plan.scalar_pair(instruction.operand(2))
-    row = plan.row(lane_offset)
-    if store:
-        read = register_reader(plan, data, width_b, part)
-
-        def step_store(w: Wave) -> None:
-            if w.active is True or w.active.any():
-                lanes = compress(w.rows[row], w.active).astype(np.int64) + (w.q[base] + offset)
-                w.memory.scatter(lanes, read(w), "global store")
-
-        return step_store
-    write = register_writer(plan, data, width_b, signed, part)
+    row, pair = plan.row(address), plan.scalar_pair(base)
+    write = register_writer(plan, data, access)
 
     def step(w: Wave) -> None:
         if w.active is True or w.active.any():
-            lanes = compress(w.rows[row], w.active)
-            write(w, w.memory.gather_offsets(w.q[base] + offset, lanes, width_b, "global load"))
+            lanes, start = compress(w.rows[row], w.active), w.q[pair] + offset
+            write(w, w.memory.gather_offsets(start, lanes, access.width_b, "global load"))
 
     return step
 
@@ -212,29 +228,26 @@ class _BufferAddress:
         return base, offsets, in_range
 
 
-def _buffer(
-    instruction: Instruction, context: Context, width_b: int, signed: bool, part: str | None, store: bool
-) -> Step:  # fmt: skip
-    plan = context.plan
+def _buffer(instruction: Instruction, context: Context, access: Access) -> Step:
+    plan, width_b = context.plan, access.width_b
     if instruction.take_flag("lds"):
         return _buffer_to_lds(instruction, context, width_b)
     address = _BufferAddress(instruction, plan, 1)
     data = instruction.operand(0)
-    if store:
-        read = register_reader(plan, data, width_b, part)
+    if not access.is_store:
+        write = register_writer(plan, data, access)
+        return lambda w: write(w, _buffer_load(w, address, width_b, "buffer load"))
+    read = register_reader(plan, data, access)
 
-        def step_store(w: Wave) -> None:
-            base, offsets, in_range = address(w, width_b)
-            if in_range is True:
-                lanes, values = offsets.astype(np.int64) + base, read(w)
-            else:
-                lanes, values = offsets[in_range].astype(np.int64) + base, read(w)[in_range]
-            if len(lanes):
-                w.memory.scatter(lanes, values, "buffer store")
+    def step_store(w: Wave) -> None:
+        base, offsets, in_range = address(w, width_b)
+        values = read(w)
+        if in_range is not True:
+            offsets, values = offsets[in_range], values[in_range]
+        if len(offsets):
+            w.memory.scatter(offsets.astype(np.int64) + base, values, "buffer store")
 
-        return step_store
-    write = register_writer(plan, data, width_b, signed, part)
-    return lambda w: write(w, _buffer_load(w, address, width_b, "buffer load"))
+    return step_store
 
 
 def _buffer_load(w: Wave, address: _BufferAddress, width_b: int, what: str) -> Elements:
@@ -307,8 +320,9 @@ def build_wait(instruction: Instruction, context: Context) -> Step:
 # ---- scratch and scalar loads ---------------------------------------------------------------------------------------
 
 
-def _scratch(instruction: Instruction, context: Context, width_b: int, store: bool) -> Step:
+def _scratch(instruction: Instruction, context: Context, access: Access) -> Step:
     """Register spills: every lane the same offset, so private memory is rows of 64 lanes like the registers."""
+    store, width_b = access.is_store, access.width_b
     data, lane = instruction.operand(1 if store else 0), instruction.operand(0 if store else 1)
     base, offset = instruction.operand(2), instruction.take_int("offset")
     if lane.kind != "off" or width_b < 4 or offset % 4:

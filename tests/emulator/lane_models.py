@@ -174,6 +174,7 @@ INTEGER: dict[str, Model] = {
     "v_lshlrev_b32_sdwa v1, v2, v3 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:BYTE_3": lambda a, b, c: b >> 24 << (a & 31),
     "v_add_u32_sdwa v1, v2, sext(v3) dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:WORD_1": lambda a, b, c: a + s16(b >> 16),
     "v_mov_b32_sdwa v1, v2 dst_sel:BYTE_2 dst_unused:UNUSED_PRESERVE src0_sel:BYTE_1": lambda a, b, c: 0x1234 | (a >> 8 & 0xFF) << 16,
+    "v_lshrrev_b16_sdwa v1, v2, v3 dst_sel:WORD_1 dst_unused:UNUSED_PRESERVE src0_sel:BYTE_2 src1_sel:WORD_1": lambda a, b, c: 0x1234 | b >> 16 >> (a >> 16 & 15) << 16,
     # conversions between floats and integers
     "v_cvt_f32_u32_e32 v1, v2": lambda a, b, c: bits32(a),
     "v_cvt_f32_i32_e32 v1, v2": lambda a, b, c: bits32(s32(a)),
@@ -214,6 +215,9 @@ FLOAT: dict[str, Model] = {
     "v_cvt_f16_f32_e32 v1, v2": lambda a, b, c: bits16(f32(a)),
     "v_cvt_pk_f16_f32 v1, v2, v3": lambda a, b, c: bits16(f32(a)) | bits16(f32(b)) << 16,
     "v_cvt_pk_bf16_f32 v1, v2, v3": lambda a, b, c: _bf16(f32(a)) | _bf16(f32(b)) << 16,
+    "v_cvt_f16_f32_sdwa v1, v2 dst_sel:WORD_1 dst_unused:UNUSED_PRESERVE src0_sel:DWORD": lambda a, b, c: 0x1234 | bits16(f32(a)) << 16,
+    "v_cvt_f16_f32_sdwa v1, v2 dst_sel:WORD_1 dst_unused:UNUSED_PAD src0_sel:DWORD": lambda a, b, c: bits16(f32(a)) << 16,
+    "v_mul_f32_sdwa v1, v2, v3 dst_sel:WORD_0 dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:DWORD": lambda a, b, c: bits32(f32(a) * f32(b)) & 0xFFFF,
     "v_div_fixup_f32 v1, v4, v3, v2": lambda a, b, c: bits32(f32(a) / f32(b)),
     "v_fma_mixlo_f16 v1, v2, v3, neg(0)": lambda a, b, c: bits16(f32(bits32(f32(a) * f32(b)))),
     "v_fma_mixhi_f16 v1, v2, v3, neg(0)": lambda a, b, c: 0x1234 | bits16(f32(bits32(f32(a) * f32(b)))) << 16,
