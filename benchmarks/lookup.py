@@ -37,7 +37,7 @@ def fill(path: Path, entries: int) -> None:
 
     target = Target.named("gfx942")
     work = CountedWork(
-        busiest_cu_slots=1.0,
+        busiest_simd_slots=1.0,
         wave_instructions=1,
         mfma=1,
         global_bytes=1,

@@ -60,7 +60,7 @@ class CountedWork(Record):
     """What the emulator counted for one decode step. It ranks emulated trials and is never a latency.
 
     Attributes:
-        busiest_cu_slots: issue slots of the busiest compute unit: the rank, smaller is better (docs/emulation.md has the rule).
+        busiest_simd_slots: issue slots of the busiest SIMD: the rank, smaller is better (docs/emulation.md has the rule).
         wave_instructions: wave instructions of all workgroups of the step.
         mfma: matrix instructions among them.
         global_bytes: bytes loaded and stored in global memory.
@@ -68,7 +68,7 @@ class CountedWork(Record):
         spill_bytes: scratch bytes moved by register spills.
     """
 
-    busiest_cu_slots: float
+    busiest_simd_slots: float
     wave_instructions: int
     mfma: int
     global_bytes: int
@@ -76,7 +76,7 @@ class CountedWork(Record):
     spill_bytes: int
 
     def __post_init__(self) -> None:
-        check_number("busiest_cu_slots", self.busiest_cu_slots, low=0.0)
+        check_number("busiest_simd_slots", self.busiest_simd_slots, low=0.0)
         for name in ("wave_instructions", "mfma", "global_bytes", "lds_bytes", "spill_bytes"):
             check_int(name, getattr(self, name), low=0)
 
@@ -126,7 +126,7 @@ class TrialResult:
         """What the search minimises: microseconds on a device, counted issue slots in the emulator."""
         if self.timing is not None:
             return self.timing.median_us
-        return self.counted.busiest_cu_slots if self.counted is not None else None
+        return self.counted.busiest_simd_slots if self.counted is not None else None
 
     @property
     def evidence(self) -> Evidence | None:

@@ -29,7 +29,7 @@ KNOBS_LEGEND = {
     "measured": "knobs: p tokens, s splits, st stages, w warps, reg maxnreg, pk0 probs by token, r reduce chunk x warps",
 }
 SCORE_LEGEND = {
-    "emulated": "counted: issue slots of the busiest compute unit in the emulator; ranks knobs, is no latency",
+    "emulated": "counted: issue slots of the busiest SIMD in the emulator; ranks knobs, is no latency",
     "measured": "median: GPU time of a decode step, and its share of the read bandwidth measured in that run",
 }
 
@@ -86,7 +86,7 @@ def knobs_text(knobs: Mapping[str, Any]) -> str:
 def score_of(evidence: Mapping[str, Any]) -> float:
     """Microseconds of ``timing``, else the counted slots of ``counted``."""
     timing, counted = evidence["timing"], evidence["counted"]
-    score = timing["median_us"] if timing is not None else counted["busiest_cu_slots"]
+    score = timing["median_us"] if timing is not None else counted["busiest_simd_slots"]
     return float(score)
 
 

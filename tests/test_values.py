@@ -94,7 +94,7 @@ timings = st.builds(
 )
 counted_work = st.builds(
     CountedWork,
-    busiest_cu_slots=numbers,
+    busiest_simd_slots=numbers,
     wave_instructions=counts,
     mfma=counts,
     global_bytes=counts,
@@ -185,7 +185,7 @@ TARGET = {"arch": "gfx942", "device_name": "AMD Instinct MI300X", "compute_units
 KNOBS = {"partition_tokens": 128, "num_splits": 4, "num_stages": 2, "num_warps": 4}
 TIMING = {"median_us": 1.0, "p20_us": 1.0, "p80_us": 1.0, "replays": 10, "read_fraction": 0.9}
 COUNTED = {
-    "busiest_cu_slots": 1.0,
+    "busiest_simd_slots": 1.0,
     "wave_instructions": 1,
     "mfma": 1,
     "global_bytes": 1,
@@ -223,7 +223,7 @@ BAD_VALUES = [
     (Timing, TIMING, "median_us", float("nan"), "a finite number >= 0.0"),
     (Timing, TIMING, "replays", 0, "an integer >= 1"),
     (Timing, TIMING, "p20_us", True, "a finite number >= 0.0"),
-    (CountedWork, COUNTED, "busiest_cu_slots", float("inf"), "a finite number >= 0.0"),
+    (CountedWork, COUNTED, "busiest_simd_slots", float("inf"), "a finite number >= 0.0"),
     (CountedWork, COUNTED, "mfma", -1, "an integer >= 0"),
 ]
 

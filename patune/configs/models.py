@@ -32,7 +32,7 @@ NAMING = {
 STATES = ("fresh", "reverify", "retired")
 TIMING_COLUMNS = ("median_us", "p20_us", "p80_us", "replays", "read_fraction")
 COUNTED_COLUMNS = (
-    "busiest_cu_slots",
+    "busiest_simd_slots",
     "wave_instructions",
     "mfma",
     "global_bytes",
@@ -193,7 +193,7 @@ class TrialRow(Base):
         CheckConstraint(_numbers_or_null(COUNTED_COLUMNS), name="counted"),
         CheckConstraint(
             "evidence IS CASE WHEN median_us IS NOT NULL THEN 'measured' "
-            "WHEN busiest_cu_slots IS NOT NULL THEN 'emulated' END",
+            "WHEN busiest_simd_slots IS NOT NULL THEN 'emulated' END",
             name="evidence",
         ),
         CheckConstraint("status <> 'ok' OR evidence IS NOT NULL", name="ok_has_evidence"),
@@ -218,7 +218,7 @@ class TrialRow(Base):
     p80_us: Mapped[float | None]
     replays: Mapped[int | None]
     read_fraction: Mapped[float | None]
-    busiest_cu_slots: Mapped[float | None]
+    busiest_simd_slots: Mapped[float | None]
     wave_instructions: Mapped[int | None]
     mfma: Mapped[int | None]
     global_bytes: Mapped[int | None]

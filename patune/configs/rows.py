@@ -172,7 +172,7 @@ def _timing(row: TrialRow) -> Timing | None:
 
 
 def _counted(row: TrialRow) -> CountedWork | None:
-    return to_record(row, CountedWork) if row.busiest_cu_slots is not None else None
+    return to_record(row, CountedWork) if row.busiest_simd_slots is not None else None
 
 
 def stored_trial(row: TrialRow) -> StoredTrial:

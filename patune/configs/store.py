@@ -311,7 +311,7 @@ def _outranks(row: WinnerRow, trial: TrialRow) -> bool:
 
 
 def _score(trial: TrialRow) -> float | None:
-    return trial.median_us if trial.median_us is not None else trial.busiest_cu_slots
+    return trial.median_us if trial.median_us is not None else trial.busiest_simd_slots
 
 
 def _served(

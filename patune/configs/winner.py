@@ -123,7 +123,7 @@ class Winner(Record):
         if self.timing is not None:
             return self.timing.median_us
         assert self.counted is not None, "checked when built"
-        return self.counted.busiest_cu_slots
+        return self.counted.busiest_simd_slots
 
     @property
     def speedup_over_default(self) -> float | None:

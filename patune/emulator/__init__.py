@@ -1,6 +1,6 @@
 """Functional execution of compiled gfx942/gfx950 kernels, and static facts of a build."""
 
-from patune.emulator.counting import busiest_cu_slots, issue_slots
+from patune.emulator.counting import busiest_simd_slots, issue_slots
 from patune.emulator.facts import StaticFacts, static_facts
 from patune.emulator.lds import Race
 from patune.emulator.machine import Execution
@@ -13,7 +13,7 @@ __all__ = [
     "Race",
     "StaticFacts",
     "Traffic",
-    "busiest_cu_slots",
+    "busiest_simd_slots",
     "issue_slots",
     "static_facts",
 ]

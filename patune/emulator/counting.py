@@ -1,4 +1,4 @@
-"""Counted work: issue slots of executed instructions, and how they spread over compute units.
+"""Counted work: issue slots of executed instructions, and how they spread over compute units and their SIMDs.
 
 A rule for ranking builds that ran in the emulator. It is never a time: docs/emulation.md says what it leaves out.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 # A SIMD starts one instruction of a wave per 4 cycles (64 lanes, 16 wide): that is one slot.
+SIMDS = 4  # of a CDNA compute unit
 TRANSCENDENTAL_SLOTS = 4  # quarter rate: WriteTrans32 in LLVM's SISchedule.td
 _TRANSCENDENTAL = re.compile(r"^v_(?:exp|log|rcp|rcp_iflag|rsq|sqrt|sin|cos)_f(?:16|32)(?:_|$)")
 _MFMA = re.compile(r"^v_mfma_\w+?_(16x16|32x32)x(\d+)_?(\w*)$")
@@ -37,29 +38,39 @@ def issue_slots(mnemonic: str) -> int:
     return TRANSCENDENTAL_SLOTS if _TRANSCENDENTAL.match(mnemonic) else 1
 
 
-def busiest_cu_slots(
+def busiest_simd_slots(
     slots_per_workgroup: Sequence[int] | npt.NDArray[np.int64],
+    *,
     workgroups_total: int,
+    num_warps: int,
     compute_units: int,
 ) -> float:
-    """Slots of the compute unit that gets the most.
+    """Slots of the SIMD that gets the most.
 
-    Workgroups are dealt round-robin in launch order; the emulated pattern repeats until all workgroups are dealt, so that one
-    walk over a context stands for batch x KV heads equal ones.
+    Workgroups are dealt round-robin to compute units in launch order, and the waves of a compute unit, each with an equal share of its
+    workgroup's slots, round-robin to its SIMDs. The emulated pattern repeats until all workgroups are dealt, so that one walk over a
+    context stands for batch x KV heads equal ones.
 
     Args:
         slots_per_workgroup: of the emulated workgroups, in launch order.
         workgroups_total: workgroups of the whole launch.
+        num_warps: waves of a workgroup.
         compute_units: of the device.
 
     Raises:
         InvalidValueError: nothing to deal, or nobody to deal to.
     """
     check_int("workgroups_total", workgroups_total, low=1)
+    check_int("num_warps", num_warps, low=1)
     check_int("compute_units", compute_units, low=1)
     pattern = np.asarray(slots_per_workgroup, dtype=np.float64).reshape(-1)
     if not len(pattern):
         raise reject("slots_per_workgroup", list(pattern), "at least one emulated workgroup")
     workgroup = np.arange(workgroups_total)
-    dealt = np.bincount(workgroup % compute_units, weights=pattern[workgroup % len(pattern)])
-    return float(dealt.max())
+    unit, turn = workgroup % compute_units, workgroup // compute_units
+    share = pattern[workgroup % len(pattern)] / num_warps
+    slots = np.zeros(compute_units * SIMDS)
+    for wave in range(num_warps):
+        simd = unit * SIMDS + (turn * num_warps + wave) % SIMDS
+        slots += np.bincount(simd, weights=share, minlength=len(slots))
+    return float(slots.max())

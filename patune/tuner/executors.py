@@ -174,7 +174,7 @@ class EmulatedExecutor:
 
     def count(self, problem: Problem, workload: Workload, knobs: Knobs) -> CountedWork:
         """Counted work of a decode step: one walk of full length is executed, and every walk of the batch repeats it."""
-        from patune.emulator import busiest_cu_slots
+        from patune.emulator import busiest_simd_slots
 
         one = type(workload)(batch=1, kv_heads=1, context=workload.context)
         inputs = sample_inputs(problem, one, self.device)
@@ -186,9 +186,11 @@ class EmulatedExecutor:
         total = mfma = moved = spilled = lds = 0
         for call in plan_decode(inputs, knobs, self.target, out=out, workspace=workspace):
             execution = self.execute(call, count=True)
-            groups = call.grid[0] * call.grid[1] * call.grid[2] * workload.walks
-            slots += busiest_cu_slots(
-                execution.slots_per_workgroup, groups, self.target.compute_units
+            slots += busiest_simd_slots(
+                execution.slots_per_workgroup,
+                workgroups_total=call.grid[0] * call.grid[1] * call.grid[2] * workload.walks,
+                num_warps=self._build(call).num_warps,
+                compute_units=self.target.compute_units,
             )
             total += execution.wave_instructions
             mfma += execution.mfma
@@ -196,7 +198,7 @@ class EmulatedExecutor:
             moved += sum(t.load_b + t.store_b for t in execution.traffic.values())
             lds = max(lds, self._build(call).shared_b)
         return CountedWork(
-            busiest_cu_slots=slots,
+            busiest_simd_slots=slots,
             wave_instructions=total * workload.walks,
             mfma=mfma * workload.walks,
             global_bytes=moved * workload.walks,

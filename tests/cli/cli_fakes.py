@@ -30,7 +30,7 @@ Run = Callable[..., Result]  # run("list", "--json")
 
 def counted(slots: float) -> CountedWork:
     return CountedWork(
-        busiest_cu_slots=slots,
+        busiest_simd_slots=slots,
         wave_instructions=1000,
         mfma=100,
         global_bytes=4096,

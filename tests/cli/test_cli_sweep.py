@@ -270,7 +270,7 @@ def test_json_is_one_document_and_progress_goes_to_stderr(
     assert document["schema"] == 1
     assert document["evidence"] == "emulated"
     assert len(document["keys"]) == 6
-    assert document["keys"][0]["winner"]["counted"]["busiest_cu_slots"] == 100.0
+    assert document["keys"][0]["winner"]["counted"]["busiest_simd_slots"] == 100.0
     assert "all keys done" in result.stderr
     assert str(database) in result.stderr
 

@@ -51,7 +51,7 @@ def timing(median_us: float = 50.0) -> Timing:
 
 def counted(slots: float = 1000.0) -> CountedWork:
     return CountedWork(
-        busiest_cu_slots=slots,
+        busiest_simd_slots=slots,
         wave_instructions=5000,
         mfma=512,
         global_bytes=2**40,

@@ -79,7 +79,7 @@ BROKEN = {
         TRIAL.format("median_us = 1, p20_us = 1, p80_us = 1, replays = 1, read_fraction = 1, evidence = 'measured'", 2),
         "ck_patune_trial_gated"),
     "counted work on a failed trial": (
-        TRIAL.format("busiest_cu_slots = 1, wave_instructions = 1, mfma = 1, global_bytes = 1, lds_bytes = 1, "
+        TRIAL.format("busiest_simd_slots = 1, wave_instructions = 1, mfma = 1, global_bytes = 1, lds_bytes = 1, "
                      "spill_bytes = 0, evidence = 'emulated'", 2), "ck_patune_trial_gated"),
     "ok without evidence": (
         TRIAL.format("status = 'ok', gate_cases = 3", 2), "ck_patune_trial_ok_has_evidence"),

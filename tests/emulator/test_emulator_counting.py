@@ -8,7 +8,7 @@ from asm_snippets import kernel_text, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patune.emulator import Program, busiest_cu_slots, issue_slots
+from patune.emulator import Program, busiest_simd_slots, issue_slots
 from patune.errors import InvalidValueError
 
 
@@ -27,27 +27,51 @@ def test_issue_slots(mnemonic: str, slots: int) -> None:
     assert issue_slots(mnemonic) == slots
 
 
-def dealt(pattern: list[int], total: int, units: int) -> float:
-    work = [0] * units
+def dealt(pattern: list[int], total: int, warps: int, units: int) -> float:
+    """Deal one wave after the other; the oracle of busiest_simd_slots."""
+    simds = [[0.0] * 4 for _ in range(units)]
+    waves_on = [0] * units
     for workgroup in range(total):
-        work[workgroup % units] += pattern[workgroup % len(pattern)]
-    return max(work)
+        unit = workgroup % units
+        for _ in range(warps):
+            simds[unit][waves_on[unit] % 4] += pattern[workgroup % len(pattern)] / warps
+            waves_on[unit] += 1
+    return max(map(max, simds))
 
 
 @given(
-    st.lists(st.integers(0, 1000), min_size=1, max_size=12), st.integers(1, 300), st.integers(1, 40)
+    st.lists(st.integers(0, 1000), min_size=1, max_size=12),
+    st.integers(1, 300),
+    st.sampled_from([1, 2, 3, 4, 8]),
+    st.integers(1, 40),
 )
-def test_busiest_compute_unit_equals_dealing_them_out(
-    pattern: list[int], total: int, units: int
+def test_busiest_simd_equals_dealing_waves_out(
+    pattern: list[int], total: int, warps: int, units: int
 ) -> None:
-    assert busiest_cu_slots(pattern, total, units) == dealt(pattern, total, units)
-    assert busiest_cu_slots(np.array(pattern), total, units) == dealt(pattern, total, units)
+    expected = pytest.approx(dealt(pattern, total, warps, units))
+    for slots in (pattern, np.array(pattern)):
+        assert (
+            busiest_simd_slots(slots, workgroups_total=total, num_warps=warps, compute_units=units)
+            == expected
+        )
 
 
-@pytest.mark.parametrize(("pattern", "total", "units"), [([], 1, 1), ([1], 0, 1), ([1], 1, 0)])
-def test_nothing_to_deal_is_refused(pattern: list[int], total: int, units: int) -> None:
+def test_one_wave_does_not_get_the_whole_compute_unit() -> None:
+    """The same work in one wave keeps one SIMD of four busy: four times the slots of four waves."""
+    one, four = (
+        busiest_simd_slots([400], workgroups_total=8, num_warps=warps, compute_units=8)
+        for warps in (1, 4)
+    )
+    assert (one, four) == (400.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "total", "warps", "units"),
+    [([], 1, 1, 1), ([1], 0, 1, 1), ([1], 1, 0, 1), ([1], 1, 1, 0)],
+)
+def test_nothing_to_deal_is_refused(pattern: list[int], total: int, warps: int, units: int) -> None:
     with pytest.raises(InvalidValueError):
-        busiest_cu_slots(pattern, total, units)
+        busiest_simd_slots(pattern, workgroups_total=total, num_warps=warps, compute_units=units)
 
 
 def test_counts_of_a_launch() -> None:

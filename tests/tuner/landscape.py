@@ -63,7 +63,7 @@ def score(knobs: Knobs) -> float:
 
 def passed(value: float) -> TrialResult:
     counted = CountedWork(
-        busiest_cu_slots=value,
+        busiest_simd_slots=value,
         wave_instructions=1,
         mfma=1,
         global_bytes=1,

@@ -124,7 +124,7 @@ STATEMENTS = (
         p80_us REAL,
         replays INTEGER,
         read_fraction REAL,
-        busiest_cu_slots REAL,
+        busiest_simd_slots REAL,
         wave_instructions INTEGER,
         mfma INTEGER,
         global_bytes INTEGER,
@@ -150,15 +150,15 @@ STATEMENTS = (
         AND typeof(replays) IN ('integer', 'real') AND replays >= 0
         AND typeof(read_fraction) IN ('integer', 'real') AND read_fraction >= 0)),
         CONSTRAINT ck_patune_trial_counted
-        CHECK ((busiest_cu_slots IS NULL AND wave_instructions IS NULL AND mfma IS NULL AND global_bytes IS NULL AND lds_bytes IS NULL AND spill_bytes IS NULL)
-        OR (typeof(busiest_cu_slots) IN ('integer', 'real') AND busiest_cu_slots >= 0
+        CHECK ((busiest_simd_slots IS NULL AND wave_instructions IS NULL AND mfma IS NULL AND global_bytes IS NULL AND lds_bytes IS NULL AND spill_bytes IS NULL)
+        OR (typeof(busiest_simd_slots) IN ('integer', 'real') AND busiest_simd_slots >= 0
         AND typeof(wave_instructions) IN ('integer', 'real') AND wave_instructions >= 0
         AND typeof(mfma) IN ('integer', 'real') AND mfma >= 0
         AND typeof(global_bytes) IN ('integer', 'real') AND global_bytes >= 0
         AND typeof(lds_bytes) IN ('integer', 'real') AND lds_bytes >= 0
         AND typeof(spill_bytes) IN ('integer', 'real') AND spill_bytes >= 0)),
         CONSTRAINT ck_patune_trial_evidence
-        CHECK (evidence IS CASE WHEN median_us IS NOT NULL THEN 'measured' WHEN busiest_cu_slots IS NOT NULL THEN 'emulated' END),
+        CHECK (evidence IS CASE WHEN median_us IS NOT NULL THEN 'measured' WHEN busiest_simd_slots IS NOT NULL THEN 'emulated' END),
         CONSTRAINT ck_patune_trial_ok_has_evidence CHECK (status <> 'ok' OR evidence IS NOT NULL),
         CONSTRAINT ck_patune_trial_gated CHECK (evidence IS NULL OR (status = 'ok' AND gate_cases >= 1)),
         CONSTRAINT fk_patune_trial_problem_id FOREIGN KEY(problem_id) REFERENCES patune_problem (id),
