@@ -10,6 +10,7 @@ from patune.configs import dispatcher
 from patune.configs.store import Store
 from patune.configs.winner import Winner
 from patune.environment import Environment
+from patune.kernels.defaults import default_knobs
 from patune.kernels.knobs import CdnaKnobs, HopperKnobs, Knobs
 from patune.problem import Problem, Workload
 from patune.target import Target
@@ -149,3 +150,7 @@ def dump(path: Path) -> list[str]:
     """Everything that a database holds, as SQL."""
     with closing(sqlite3.connect(path)) as connection:
         return list(connection.iterdump())
+
+
+DEFAULT = default_knobs(PROBLEM, WORKLOAD, H200)
+SWEEP = "patune sweep --block-size 1024 --head-dim 128 --qg 8"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -40,8 +41,14 @@ def store(database: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def fresh_dispatcher(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The dispatcher without anything loaded, on an empty database and no packs; gives the packs' folder."""
+def fresh_dispatcher(
+    database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> Path:
+    """The dispatcher without anything loaded, on an empty database and no packs, every log line kept; gives the packs' folder."""
+    caplog.set_level(logging.INFO, logger="patune")
     packs = tmp_path / "packs"
     packs.mkdir()
     monkeypatch.setenv("PATUNE_DB", str(database))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,16 +33,7 @@ from patune.kernels.knobs import knobs_to_dict
 if TYPE_CHECKING:
     from patune.problem import Workload
 
-    pass
-
-DEFAULT = default_knobs(PROBLEM, WORKLOAD, H200)
-SWEEP = "patune sweep --block-size 1024 --head-dim 128 --qg 8"
 pytestmark = pytest.mark.usefixtures("fresh_dispatcher")
-
-
-@pytest.fixture(autouse=True)
-def every_log_line(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="patune")
 
 
 def test_an_exact_answer(database: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -177,11 +177,13 @@ def test_a_lookup_imports_nothing_heavy(
     if source == "exact":
         with Store.open(database) as store:
             store.merge([winner()], imported_from="x")
-    script = IMPORTS.replace("{target}", target)
+    packs = tmp_path / "packs"
+    packs.mkdir()
     if source == "pack":
-        (tmp_path / "pack.json").write_text(pack_text(pack_document([winner()])))
-        change = f"dispatcher.PACKS = __import__('pathlib').Path({str(tmp_path)!r})\nat_import"
-        script = script.replace("at_import", f"patune.configs.{change}", 1)
+        (packs / "pack.json").write_text(pack_text(pack_document([winner()])))
+    change = f"dispatcher.PACKS = __import__('pathlib').Path({str(packs)!r})\nat_import"
+    script = IMPORTS.replace("{target}", target)
+    script = script.replace("at_import", f"patune.configs.{change}", 1)
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from config_samples import (
     CORE,
+    DEFAULT,
     H100,
     H200,
     KNOBS,
     MI300X,
     PROBLEM,
+    SWEEP,
     WORKLOAD,
     at,
     serve,
@@ -29,22 +31,12 @@ from patune.configs import dispatcher
 from patune.configs.dispatcher import lookup, lookup_problem, reload, stats
 from patune.configs.store import Store
 from patune.errors import InvalidValueError
-from patune.kernels.defaults import default_knobs
 from patune.problem import Problem
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    pass
-
-DEFAULT = default_knobs(PROBLEM, WORKLOAD, H200)
-SWEEP = "patune sweep --block-size 1024 --head-dim 128 --qg 8"
 pytestmark = pytest.mark.usefixtures("fresh_dispatcher")
-
-
-@pytest.fixture(autouse=True)
-def every_log_line(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="patune")
 
 
 def missing(path: Path) -> str:
