@@ -36,7 +36,7 @@ CORE_AXES = {
 }
 SIZE_AXES = {
     "batch": "Sequences.",
-    "context": "Tokens of the longest sequence.",
+    "context": "Tokens of the longest sequence; with a sliding window, of the window.",
     "kv_heads": "KV heads on one device.",
 }
 VARIANT_AXES = {"query_length": f"Query tokens per sequence: 1 to {MAX_QUERY_LENGTH}."}
@@ -49,6 +49,10 @@ VARIANT = {  # text options of a problem: the values that Problem allows
     "kv_quant": KV_QUANTS,
     "kv_layout": KV_LAYOUTS,
 }
+VARIANT_DEFAULTS = {
+    "query_dtype": "the cache's, bf16 over an fp8 cache"
+}  # the others: their first value
+SHORT_FLAGS = {"kv_layout": ("--layout",)}
 
 
 def parse_integers(
@@ -99,7 +103,11 @@ def _flag(name: str) -> str:
 def _variant() -> list[Decorator]:
     texts = [
         click.option(
-            _flag(name), metavar="NAME", help=f"{', '.join(allowed)}. Default: {allowed[0]}."
+            *SHORT_FLAGS.get(name, ()),
+            _flag(name),
+            name,
+            metavar="NAME",
+            help=f"{', '.join(allowed)}. Default: {VARIANT_DEFAULTS.get(name, allowed[0])}.",
         )
         for name, allowed in VARIANT.items()
     ]
@@ -172,8 +180,11 @@ def filters() -> Decorator:
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given a value."""
-    return {name: value for name, value in options.items() if value is not None}
+    """The options that were given a value. A 16-bit cache's type is the query's too, unless that was given."""
+    values = {name: value for name, value in options.items() if value is not None}
+    if values.get("kv_dtype") in ("bf16", "fp16"):
+        values.setdefault("query_dtype", values["kv_dtype"])
+    return values
 
 
 def split_variant(

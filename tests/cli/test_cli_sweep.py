@@ -47,6 +47,22 @@ def test_the_defaults_of_an_emulated_target(run: Run, fake_sweep: FakeSweep) -> 
     assert fake_sweep.options.command == "patune sweep --target gfx942"
 
 
+def test_a_16_bit_cache_decides_the_query_s_type(run: Run, fake_sweep: FakeSweep) -> None:
+    assert run(*GFX942, "--kv-dtype", "fp16").exit_code == 0
+    assert axes(fake_sweep)["query_dtype"] == ["fp16"]
+    refused = run(*GFX942, "--kv-dtype", "fp16", "--query-dtype", "bf16")
+    assert refused.exit_code == 2
+    assert "query_dtype=bf16, kv_dtype=fp16" in refused.stderr
+
+
+def test_layout_is_short_for_kv_layout(run: Run, fake_sweep: FakeSweep) -> None:
+    assert run(*GFX942, "--layout", "aiter").exit_code == 0
+    assert axes(fake_sweep)["kv_layout"] == ["aiter"]
+    refused = run(*GFX942, "--layout", "nope")
+    assert refused.exit_code == 2
+    assert "kv_layout='nope'" in refused.stderr
+
+
 def test_the_defaults_of_a_measured_target(
     run: Run, fake_sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
