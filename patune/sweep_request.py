@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from patune import settings, wording
 from patune.errors import UnsupportedProblemError, reject
 from patune.problem import Problem, Workload
-from patune.target import ARCHS, NO_GPU_ARCH, Target, detect_target, require_device, resolve_target
+from patune.target import ARCHS, Target, detect_target, require_device, resolve_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,7 +127,8 @@ def request_sweep(
     problems = problems_of(axes, variant)
     workloads_of(axes, "emulated")  # refuses bad values before anything slow is imported
     arch = arch or _arch_of_environment()
-    check_supported(problems, Target.named(arch or NO_GPU_ARCH))
+    if arch is not None:
+        check_supported(problems, Target.named(arch))  # before torch is imported
     target = resolve_target(arch)
     require_device(target)
     check_supported(problems, target)

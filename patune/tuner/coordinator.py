@@ -61,7 +61,7 @@ class Coordinator:
     Attributes:
         ceiling_gb_s: read bandwidth of the device, once it is measured.
         device_error: why the device is not used any more, or empty.
-        recorded: trials recorded so far.
+        recorded: trials recorded so far; finalists that are timed again are no new trials.
     """
 
     def __init__(
@@ -330,6 +330,7 @@ class Coordinator:
         """Store a trial's end and let the search know."""
         knobs = suggestion.knobs
         state.trials[knobs] = self._write(state, knobs, result, suggestion.source)
+        self.recorded += 1
         state.search.tell(suggestion, result)
         state.in_flight -= 1
         self._done += 1
@@ -354,7 +355,6 @@ class Coordinator:
             result=result,
             source=source,
         )
-        self.recorded += 1
         return Ended(trial_id=trial_id, result=result)
 
     def _note(self, text: str) -> None:

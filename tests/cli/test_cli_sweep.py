@@ -47,6 +47,18 @@ def test_the_defaults_of_an_emulated_target(run: Run, fake_sweep: FakeSweep) -> 
     assert fake_sweep.options.command == "patune sweep --target gfx942"
 
 
+def test_the_device_here_decides_what_is_supported(
+    run: Run, fake_sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gfx942 has no NHD kernel, sm_90 has: without --target it is the GPU here that counts."""
+    here = Target.named("sm_90")
+    for module in ("patune.target", "patune.sweep_request"):
+        monkeypatch.setattr(f"{module}.detect_target", lambda: here)
+    result = run("sweep", "--layout", "nhd")
+    assert result.exit_code == 0, result.output
+    assert axes(fake_sweep)["kv_layout"] == ["nhd"]
+
+
 def test_a_16_bit_cache_decides_the_query_s_type(run: Run, fake_sweep: FakeSweep) -> None:
     assert run(*GFX942, "--kv-dtype", "fp16").exit_code == 0
     assert axes(fake_sweep)["query_dtype"] == ["fp16"]
