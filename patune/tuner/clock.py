@@ -1,4 +1,4 @@
-"""GPU time of decode steps: CUDA graphs over rotating KV data, cold L2, medians with spread (facts/peers.md, "How it was measured").
+"""GPU time of decode steps: CUDA graphs over rotating KV data, cold L2, medians with spread.
 
 Graphs, because an eager Triton launch costs 17 us of host time on an H200 machine, more than a small decode step takes.
 """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from patune.tuner.workbench import Workbench
 
 POLL_S = 0.2  # how late Ctrl-C or the end of the budget is seen
-KEY_AHEAD = 8  # suggestions of one key in flight: batches of 8 cost the search 0 to 4 % (facts/tuners.md, 4c)
+KEY_AHEAD = 8  # suggestions of one key in flight: batches of 8 cost the search 0 to 4 % (replayed on brute-forced kernels, 2026-11)
 BUILD_AHEAD = 2  # suggestions in flight per builder of a device
 CANARY_TRIES = 2
 

@@ -2,7 +2,7 @@
 
 A task is a function that takes a JSON value and returns one. It may raise, abort, hang, or print megabytes: every end comes back as an
 :class:`Outcome`, and a worker that cannot be trusted any more is replaced. Workers are forked from a server that has torch and Triton
-loaded and has never touched a device: a replacement costs 35 to 45 ms, not 4 s (2-core box, facts/tuners.md).
+loaded and has never touched a device: a replacement costs 35 to 45 ms, not 4 s (2-core machine, 2026-11).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from patune.trial import Timing, TrialResult
 
 FINALISTS = 3  # besides the default and the incumbent
-TIE_SHARE = 0.01  # medians nearer than this are a tie: two runs of one kernel differ by up to 2 % (facts/peers.md)
+TIE_SHARE = 0.01  # medians nearer than this are a tie: two runs of one kernel differ by up to 2 % (H200, 2026-11-22)
 
 
 def choose_finalists(
