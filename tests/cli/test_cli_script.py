@@ -29,6 +29,13 @@ def shell(*arguments: str, database: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_python_m_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "patune", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"patune {patune.__version__}\n"
+
+
 def test_version_lookup_and_errors(database: Path) -> None:
     assert shell("--version", database=database).stdout == f"patune {patune.__version__}\n"
 
