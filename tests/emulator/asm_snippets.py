@@ -143,3 +143,11 @@ def run_scalars(body: str, out: Sequence[int], arch: str = "gfx942") -> list[int
     rows = run_lanes(f"{body}\n{moves}", out=[1 + i for i in range(len(out))], arch=arch)
     assert all((row == row[0]).all() for row in rows)
     return [int(row[0]) for row in rows]
+
+
+# Addresses of the first two arguments in s[20:23], lane * 2**shift in v1.
+LOAD_ADDRESSES = """
+s_load_dwordx4 s[20:23], s[0:1], 0x0
+s_waitcnt lgkmcnt(0)
+v_lshlrev_b32_e32 v1, {shift}, v0
+"""
