@@ -6,7 +6,6 @@ Results go to stdout, progress and messages to stderr; ``--json`` prints one JSO
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +64,8 @@ class Commands(click.Group):
 
 def print_json(document: Any) -> None:
     """The one JSON document of ``--json``."""
+    import json
+
     click.echo(json.dumps(document, indent=2, allow_nan=False))
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from typing import TYPE_CHECKING, Any, Self
 
@@ -47,11 +45,15 @@ class Record:
 
 def canonical_json(data: object) -> str:
     """One spelling per value: sorted keys, no blanks, no NaN. Hashes and unique keys are made from it."""
+    import json
+
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(data: object) -> str:
     """sha256 hex of :func:`canonical_json`."""
+    import hashlib  # 7 ms with OpenSSL, which `patune --help` does not need
+
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 

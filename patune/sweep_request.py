@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from patune import settings, wording
+from patune import settings
 from patune.errors import UnsupportedProblemError, reject
 from patune.problem import Problem, Workload
 from patune.target import ARCHS, Target, detect_target, require_device, resolve_target
@@ -153,6 +153,8 @@ def request_sweep(
 
 def read_back(report: Mapping[str, Any], path: Path) -> str | None:
     """The shell line that reads the last winner of a sweep's report back; None when there is no winner."""
+    from patune import wording
+
     keys = [key["key"] for key in report["keys"] if key["winner"] is not None]
     if not keys:
         return None

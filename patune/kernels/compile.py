@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 import tempfile
@@ -137,7 +136,6 @@ def compile_call(call: KernelCall, target: Target) -> Build:
     source = GluonASTSource(call.kernel, types, constants, attributes)
     arch: int | str = 90 if target.arch == "sm_90" else target.arch
     backend = "cuda" if target.vendor == "nvidia" else "hip"
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1" if FP_FUSION else "0")
     compiled = triton.compile(  # type: ignore[no-untyped-call]
         source,
         target=GPUTarget(backend, arch, target.limits.lanes),
