@@ -65,7 +65,7 @@ class CompileCase:
 
 
 def _problems() -> Iterator[Problem]:
-    """Every layout, page kind and shape, and on page 64 every variant."""
+    """Every layout, page kind and shape; windows where defaults differ by page, and on page 64 every variant."""
     for layout, page in itertools.product(("aiter", "nhd", "hnd"), (16, 64, 1024)):
         for head_dim, qg, query_length in SHAPES:
             base = Problem(
@@ -76,8 +76,9 @@ def _problems() -> Iterator[Problem]:
                 kv_layout=layout,
             )
             yield base
-            if page == 64:
+            if page != 16:
                 yield replace(base, windowed=True, sinks=True)
+            if page == 64:
                 yield replace(base, query_dtype="fp16", kv_dtype="fp16")
 
 
@@ -88,6 +89,8 @@ def _variants(problem: Problem, target: Target) -> Iterator[Knobs]:
     yield default_knobs(problem, replace(FEW_WALKS, batch=128), target)
     if problem.head_dim != 128 or problem.qg != 8:
         return
+    if problem.windowed and problem.block_size == 1024:
+        return  # tile 256 spills 304 B there (Triton 3.9): a sweep refuses it, so defaults only
     yield replace(split, partition_tokens=256)
     yield replace(split, num_stages=2)
     yield replace(split, num_warps=8, partition_tokens=256, num_stages=1)

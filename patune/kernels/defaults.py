@@ -43,9 +43,9 @@ def default_knobs(problem: Problem, workload: Workload, target: Target) -> Hoppe
         # (64, 3, 4) is within 1.3 % of the best on page 16 HND, (128, 3, 4) on page 1024 AITER (H200, 2026-11-22).
         tile = 128 if problem.block_size >= 1024 and rows <= 16 else 64
         stages, warps = 3, 4
-        if problem.windowed and tile == 128:
+        if problem.windowed and tile == 128 and rows == 8:
             # A window has a tile or two, so a ring only costs workgroups per SM: window 128, batch 128, page 1024, 8 rows of 128:
-            # 21.9 us with one stage, 30.0 us with three (H200, 2026-11-22).
+            # 21.9 us with one stage, 30.0 us with three (H200, 2026-11-22). With 16 rows one stage spills 8 B (Triton 3.9).
             stages = 1
         if (
             rows > 32 and problem.head_dim >= 128
