@@ -288,7 +288,7 @@ def import_winners(source: Path, dry_run: bool, db: Path | None, as_json: bool) 
         home = path
         if dry_run and not found_schema(path):  # an empty one elsewhere stands for the missing one
             home = Path(stack.enter_context(tempfile.TemporaryDirectory()), path.name)
-        store = stack.enter_context(Store.open(home, create=True))
+        store = stack.enter_context(Store.open(home, create=True, forward=not dry_run))
         report = import_pack(store, source, dry_run=dry_run).to_dict()
     if as_json:
         print_json(report)

@@ -117,7 +117,15 @@ def _variant() -> list[Decorator]:
     sinks = click.option(
         "--sinks/--no-sinks", default=None, help="With attention sinks. Default: no."
     )
-    return [*texts, window, sinks]
+    softcap = click.option(
+        "--softcap/--no-softcap", default=None, help="With capped scores. Default: no."
+    )
+    fp8_math = click.option(
+        "--fp8-math/--no-fp8-math",
+        default=None,
+        help="Products of an fp8 cache in fp8, less exact. Default: no, in 16 bits.",
+    )
+    return [*texts, window, sinks, softcap, fp8_math]
 
 
 def many_keys(defaults: Mapping[str, str]) -> Decorator:

@@ -144,9 +144,17 @@ def _check_database(path: Path) -> Finding:
         return Finding(
             name="database", state="note", detail=f"{path} (none yet; a sweep creates it)"
         )
+    from patune.configs.readonly import SCHEMA, found_schema, older
     from patune.configs.store import Store
 
     try:
+        if 0 < (schema := found_schema(path)) < SCHEMA:
+            return Finding(
+                name="database",
+                state="note",
+                detail=older(path, schema),
+                advice="lookups answer without it until then; a copy of how it was stays beside it",
+            )
         winners = Store.open(path, create=False).winners()
     except DatabaseError as error:
         return Finding(
@@ -188,13 +196,14 @@ def diagnose(db: str | Path | None = None) -> Diagnosis:
     ]
     usable = all(finding.state != "broken" for finding in findings)
     here = detect_target() if usable else None
-    database = _check_database(database_path(db))
+    path = database_path(db)
+    database = _check_database(path)
     findings += [_check_gpu(here), database]
     broken = next((finding for finding in findings if finding.state == "broken"), None)
     if broken is not None:
         run_next = broken.advice
     else:
-        run_next = "patune list" if database.state == "ok" else "patune sweep"
+        run_next = "patune list" if path.exists() else "patune sweep"
     return Diagnosis(findings=tuple(findings), targets=_target_rows(here), run_next=run_next)
 
 

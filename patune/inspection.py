@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from patune import wording
+from patune.configs.dispatcher import sweep_command
 from patune.errors import PatuneError
 from patune.kernels.knobs import knobs_to_dict
 
@@ -51,17 +53,13 @@ def inspect_key(
 def _nothing_stored(
     store: Store, target: Target, problem: Problem, workload: Workload
 ) -> PatuneError:
-    core = {name: getattr(problem, name) for name in ("block_size", "head_dim", "qg")}
     others = [
-        f"batch={w.workload.batch} kv_heads={w.workload.kv_heads} context={w.workload.context}"
-        for w in store.winners(arch=target.arch, **core)
+        wording.sizes_text(w.workload.to_dict())
+        for w in store.winners(arch=target.arch)
         if w.problem == problem and w.target == target
     ]
     stored = f"stored sizes: {'; '.join(others)}" if others else "no size of this problem is stored"
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in core.items())
     return PatuneError(
-        f"Nothing is stored for batch={workload.batch} kv_heads={workload.kv_heads} context={workload.context} of "
-        f"{' '.join(f'{name}={value}' for name, value in core.items())} on {target.arch}; {stored}. "
-        f"Run: patune sweep --target {target.arch} {options} --batch {workload.batch} --kv-heads {workload.kv_heads} "
-        f"--context {workload.context}"
+        f"Nothing is stored for {wording.key_text(problem.to_dict(), workload.to_dict())} on {target.arch}; {stored}. "
+        f"Run: {sweep_command(problem, workload, target)}"
     )

@@ -21,12 +21,14 @@ PLAIN_VARIANT: dict[str, object] = {  # fields of a key that go unsaid when they
     "kv_layout": "aiter",
     "windowed": False,
     "sinks": False,
+    "softcap": False,
+    "fp8_math": False,
 }
 LOOKUP_KV_HEADS = 8  # patune.lookup's own default
 KNOB_LETTERS = {"partition_tokens": "p", "num_splits": "s", "num_stages": "st", "num_warps": "w"}
 KNOBS_LEGEND = {
     "emulated": "knobs: p partition tokens, s splits, st stages, w warps, eu waves/EU, r reduce chunk x warps",
-    "measured": "knobs: p tokens, s splits, st stages, w warps, reg maxnreg, pk0 probs by token, r reduce chunk x warps",
+    "measured": "knobs: p tokens, s splits, st stages, w warps, reg maxnreg, pk0 probs by token, pdl0 launches in turn, r reduce chunk x warps",
 }
 SCORE_LEGEND = {
     "emulated": "counted: issue slots of the busiest SIMD in the emulator; ranks knobs, is no latency",
@@ -78,6 +80,8 @@ def knobs_text(knobs: Mapping[str, Any]) -> str:
         words.append(f"reg{knobs['maxnreg']}")
     if knobs.get("probs_k_major") is False:
         words.append("pk0")
+    if knobs.get("overlap_launch") is False:
+        words.append("pdl0")
     if knobs["num_splits"] > 1:
         words.append(f"r{knobs['reduce_chunk']}x{knobs['reduce_warps']}")
     return " ".join(words)

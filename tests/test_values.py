@@ -26,6 +26,7 @@ from patune.problem import (
     HEAD_DIMS,
     KV_LAYOUTS,
     KV_QUANTS,
+    MAX_QUERY_LENGTH,
     MAX_ROWS,
     Problem,
     Workload,
@@ -49,13 +50,15 @@ def problems(draw: st.DrawFn) -> Problem:
         block_size=draw(st.sampled_from(BLOCK_SIZES)),
         head_dim=draw(st.sampled_from(HEAD_DIMS)),
         qg=qg,
-        query_length=draw(st.integers(1, min(4, MAX_ROWS // qg))),
+        query_length=draw(st.integers(1, min(MAX_QUERY_LENGTH, MAX_ROWS // qg))),
         query_dtype=draw(st.sampled_from(DTYPES)),
         kv_dtype=kv_dtype,
         kv_quant=draw(st.sampled_from(quants)),
         kv_layout=draw(st.sampled_from(KV_LAYOUTS)),
         windowed=draw(st.booleans()),
         sinks=draw(st.booleans()),
+        softcap=draw(st.booleans()),
+        fp8_math=kv_dtype.startswith("fp8") and draw(st.booleans()),
     )
 
 
@@ -197,17 +200,19 @@ BAD_VALUES = [
     # record, its good fields, field, bad value, what the message names as allowed
     (Problem, PROBLEM, "block_size", 1000, "16, 32, 64, 128, 256, 512, 1024"),
     (Problem, PROBLEM, "block_size", True, "16, 32, 64, 128, 256, 512, 1024"),
-    (Problem, PROBLEM, "head_dim", 100, "64, 128"),
-    (Problem, PROBLEM, "head_dim", 128.0, "64, 128"),
+    (Problem, PROBLEM, "head_dim", 100, "64, 128, 256"),
+    (Problem, PROBLEM, "head_dim", 128.0, "64, 128, 256"),
     (Problem, PROBLEM, "qg", 0, "an integer from 1 to 64"),
     (Problem, PROBLEM, "qg", 65, "an integer from 1 to 64"),
     (Problem, PROBLEM, "qg", True, "an integer from 1 to 64"),
     (Problem, PROBLEM, "qg", "8", "an integer from 1 to 64"),
-    (Problem, PROBLEM, "query_length", 5, "an integer from 1 to 4"),
+    (Problem, PROBLEM, "query_length", 17, "an integer from 1 to 16"),
     (Problem, PROBLEM, "query_dtype", "fp32", "bf16, fp16, fp8_e4m3fn, fp8_e4m3fnuz"),
-    (Problem, PROBLEM, "kv_layout", "nope", "aiter, nhd, hnd"),
+    (Problem, PROBLEM, "kv_layout", "nope", "aiter, aiter_5d, nhd, hnd"),
     (Problem, PROBLEM, "windowed", 1, "true, false"),
     (Problem, PROBLEM, "sinks", "False", "true, false"),
+    (Problem, PROBLEM, "softcap", 30.0, "true, false"),
+    (Problem, PROBLEM, "fp8_math", 1, "true, false"),
     (Workload, WORKLOAD, "batch", 0, "an integer >= 1"),
     (Workload, WORKLOAD, "kv_heads", True, "an integer >= 1"),
     (Workload, WORKLOAD, "context", 4096.0, "an integer >= 1"),
@@ -243,6 +248,18 @@ def test_rows_and_quantisation_are_checked_together() -> None:
         Problem(block_size=16, head_dim=64, qg=32, query_length=4)
     with pytest.raises(InvalidValueError, match="kv_quant='per_token' needs an fp8 cache"):
         Problem(block_size=16, head_dim=64, qg=8, kv_quant="per_token")
+    with pytest.raises(
+        InvalidValueError, match="fp8_math=True needs an fp8 cache, seen kv_dtype='bf16'"
+    ):
+        Problem(block_size=16, head_dim=64, qg=8, fp8_math=True)
+
+
+def test_the_widest_problems_are_allowed() -> None:
+    widest = Problem(
+        block_size=16, head_dim=256, qg=4, query_length=16, kv_dtype="fp8_e4m3fn",
+        kv_layout="aiter_5d", softcap=True, fp8_math=True,
+    )  # fmt: skip
+    assert (widest.rows, widest.kv_vector, widest.softcap, widest.fp8_math) == (64, 16, True, True)
 
 
 def test_knobs_of_an_unknown_family_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import time
 from pathlib import Path
@@ -16,15 +17,18 @@ from patune.configs.readonly import (
     ANOTHER_FILE,
     LOCK_WAIT_S,
     SCHEMA,
+    START_OVER,
     connect_readonly,
     explain,
     found_schema,
+    older,
 )
 from patune.errors import DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+LOGGER = logging.getLogger("patune")
 MIGRATIONS = Path(__file__).parent / "migrations"
 CHECKED_FILE_B = (
     64 * 2**20
@@ -33,8 +37,12 @@ WAL_RETRY_S = 0.02
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, why: str = "") -> Iterator[None]:
     """Turn SQLite's errors into ones that name the file and say what to do. A broken constraint is our bug: it passes.
+
+    Args:
+        path: the database.
+        why: a sentence to begin with, and a blank.
 
     Raises:
         DatabaseError: the database cannot be read or written.
@@ -44,9 +52,9 @@ def explained(path: Path) -> Iterator[None]:
     except IntegrityError:
         raise
     except DBAPIError as error:
-        raise DatabaseError(explain(path, error.orig)) from error
+        raise DatabaseError(why + explain(path, error.orig)) from error
     except sqlite3.Error as error:
-        raise DatabaseError(explain(path, error)) from error
+        raise DatabaseError(why + explain(path, error)) from error
 
 
 def _connect(connection: sqlite3.Connection, _record: object) -> None:
@@ -91,16 +99,68 @@ def _use_wal(path: Path) -> None:
             time.sleep(WAL_RETRY_S)
 
 
-def _migrate(engine: sqlalchemy.Engine) -> None:
-    """One transaction from whatever schema is there to the newest; a second process waits, then finds it done."""
+def _back_up(path: Path, schema: int) -> Path:
+    """Copy the database beside itself, through SQLite: a copy of the file alone would lack what is in its log."""
+    backup = path.with_name(f"{path.name}.schema{schema}.bak")
+    part = path.with_name(f".{backup.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        try:
+            with (
+                contextlib.closing(connect_readonly(path)) as source,
+                contextlib.closing(sqlite3.connect(part)) as copy,
+            ):
+                source.backup(copy)
+            part.replace(backup)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise DatabaseError(
+            f"{path} was left as it is: {backup}, the copy to make first, cannot be written: {error.strerror}."
+        ) from error
+    return backup
+
+
+def _without_foreign_keys(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA foreign_keys = OFF")
+
+
+def _check_foreign_keys(path: Path, connection: sqlalchemy.Connection) -> None:
+    row = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+    if row is not None:
+        raise DatabaseError(
+            f"{path} is damaged: row {row[1]} of {row[0]} refers to a row of {row[2]} that is not there. "
+            f"It was left as it is. {START_OVER}"
+        )
+
+
+def _migrate(path: Path) -> None:
+    """One transaction from whatever schema is there to the newest; a second process waits, then finds it done.
+
+    Tables that others refer to are made anew, so foreign keys are off meanwhile and checked before the commit
+    (sqlite.org/lang_altertable.html, section 7). A database with an older schema is copied first.
+    """
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    with engine.execution_options(patune_writes=True).begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    engine = _engine(path)
+    event.listen(engine, "connect", _without_foreign_keys)
+    try:
+        with engine.execution_options(patune_writes=True).begin() as connection:
+            schema = found_schema(path)  # again: nobody but us can change it from here on
+            backup = _back_up(path, schema) if 0 < schema < SCHEMA else None
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            _check_foreign_keys(path, connection)
+    finally:
+        engine.dispose()
+    if backup is not None:
+        LOGGER.warning(
+            "%s was brought from schema %d to %d; a copy of how it was is %s",
+            *(path, schema, SCHEMA, backup),
+        )
 
 
 def _check(path: Path) -> None:
@@ -113,8 +173,13 @@ def _check(path: Path) -> None:
         raise DatabaseError(explain(path, sqlite3.DatabaseError(rows[0][0])))
 
 
-def open_engine(path: Path, *, create: bool) -> sqlalchemy.Engine:
+def open_engine(path: Path, *, create: bool, forward: bool) -> sqlalchemy.Engine:
     """The engine of the database at ``path``, its schema the newest.
+
+    Args:
+        path: the file.
+        create: make a missing one.
+        forward: bring one of an older schema forward.
 
     Raises:
         DatabaseError: the file is not ours, damaged, newer, or cannot be written; or it is missing and not to be made.
@@ -124,7 +189,12 @@ def open_engine(path: Path, *, create: bool) -> sqlalchemy.Engine:
         raise DatabaseError(
             f"There is no config database at {path}. Run `patune sweep` to make one, or name one with --db or PATUNE_DB."
         )
-    with explained(path):
+    why = ""
+    if 0 < schema < SCHEMA:
+        if not forward:
+            raise DatabaseError(f"{older(path, schema)}. It was left as it is.")
+        why = f"{path} has schema {schema}; this patune brings it to {SCHEMA}. "
+    with explained(path, why):
         if schema:
             _check(path)
         else:
@@ -135,11 +205,6 @@ def open_engine(path: Path, *, create: bool) -> sqlalchemy.Engine:
                     f"{path} cannot be made: {error.strerror}. {ANOTHER_FILE}"
                 ) from error
         _use_wal(path)
-        engine = _engine(path)
         if schema < SCHEMA:
-            try:
-                _migrate(engine)
-            except BaseException:
-                engine.dispose()
-                raise
-    return engine
+            _migrate(path)
+    return _engine(path)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "lookup", "lookup_problem", "reload", "stats"]
 
 SCHEMA = 1
-MAX_WARM = 65_536  # answers kept: 40 MB at 613 B each (2026-11); asking for every context length would fill any memory
+MAX_WARM = 65_536  # answers kept: 42 MB at 637 B each (2026-11); asking for every context length would fill any memory
 PACKS = Path(__file__).parent / "packs"
 GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, either of them under WSL
 LOGGER = logging.getLogger("patune")
@@ -164,6 +164,8 @@ def lookup(
     kv_layout: str = "aiter",
     windowed: bool = False,
     sinks: bool = False,
+    softcap: bool = False,
+    fp8_math: bool = False,
     batch: int = 128,
     kv_heads: int = 8,
     context: int = 4096,
@@ -179,7 +181,7 @@ def lookup(
     """
     key = (
         block_size, head_dim, qg, query_length, query_dtype, kv_dtype, kv_quant, kv_layout,
-        windowed, sinks, batch, kv_heads, context, target,
+        windowed, sinks, softcap, fp8_math, batch, kv_heads, context, target,
     )  # fmt: skip
     warm = _state.warm.get(key)
     if warm is not None:
@@ -196,6 +198,8 @@ def lookup(
         kv_layout=kv_layout,
         windowed=windowed,
         sinks=sinks,
+        softcap=softcap,
+        fp8_math=fp8_math,
     )
     workload = Workload(batch=batch, kv_heads=kv_heads, context=context)
     return _cold(key, problem, workload, _state.target(target))
@@ -207,6 +211,7 @@ def lookup_problem(problem: Problem, workload: Workload, target: Target | None =
     key: tuple[object, ...] = (
         problem.block_size, problem.head_dim, problem.qg, problem.query_length, problem.query_dtype,
         problem.kv_dtype, problem.kv_quant, problem.kv_layout, problem.windowed, problem.sinks,
+        problem.softcap, problem.fp8_math,
         workload.batch, workload.kv_heads, workload.context, None if target is None else target.arch,
     )  # fmt: skip
     if target is not None:
@@ -349,7 +354,7 @@ def _tell(state: _State, answer: Answer) -> None:
             answer.target.device_name,
             _sizes(answer.workload),
             f"the one of {_sizes(stored)}" if stored else "the default",
-            _sweep_command(answer),
+            sweep_command(answer.problem, answer.workload, answer.target),
         )
 
 
@@ -357,15 +362,15 @@ def _sizes(workload: Workload) -> str:
     return f"batch={workload.batch} kv_heads={workload.kv_heads} context={workload.context}"
 
 
-def _sweep_command(answer: Answer) -> str:
-    """The command that tunes exactly what was asked for."""
+def sweep_command(problem: Problem, workload: Workload, target: Target) -> str:
+    """The command line that tunes exactly this key."""
     words = ["patune", "sweep"]
     for field in dataclasses.fields(Problem):
-        value = getattr(answer.problem, field.name)
+        value = getattr(problem, field.name)
         if value == field.default:
             continue
         flag = {"windowed": "--window"}.get(field.name, "--" + field.name.replace("_", "-"))
         words += [flag] if value is True else [flag, str(value)]
-    for name, value in answer.workload.to_dict().items():
+    for name, value in workload.to_dict().items():
         words += ["--" + name.replace("_", "-"), str(value)]
-    return " ".join([*words, "--target", answer.target.arch])
+    return " ".join([*words, "--target", target.arch])

@@ -114,14 +114,17 @@ class ProblemRow(Base):
     __table_args__ = (
         UniqueConstraint(
             *("block_size", "head_dim", "qg", "query_length", "query_dtype", "kv_dtype"),
-            *("kv_quant", "kv_layout", "windowed", "sinks"),
+            *("kv_quant", "kv_layout", "windowed", "sinks", "softcap", "fp8_math"),
             name="uq_patune_problem",
         ),
         *(
             CheckConstraint(_integer(c, 1), name=c)
             for c in ("block_size", "head_dim", "qg", "query_length")
         ),
-        *(CheckConstraint(f"{c} IN (0, 1)", name=c) for c in ("windowed", "sinks")),
+        *(
+            CheckConstraint(f"{c} IN (0, 1)", name=c)
+            for c in ("windowed", "sinks", "softcap", "fp8_math")
+        ),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     block_size: Mapped[int]
@@ -134,6 +137,8 @@ class ProblemRow(Base):
     kv_layout: Mapped[str]
     windowed: Mapped[bool]
     sinks: Mapped[bool]
+    softcap: Mapped[bool]
+    fp8_math: Mapped[bool]
 
 
 class WorkloadRow(Base):

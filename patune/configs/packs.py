@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from patune.configs.store import Store
 
-SCHEMA = 1
+SCHEMA = 2  # what is written; 1 is read, too
+ADDED_TO_PROBLEM = {"softcap": 2, "fp8_math": 2}  # by schema; False in packs of an older one
+REPORT_SCHEMA = 1
 MAX_PACK_B = 16 * 2**20  # 9,600 winners of 1.75 kB
 MAX_TEXT = 300  # characters of any one text; the longest of ours, a sha256, has 64
 MAX_INTEGER = 2**63 - 1  # what an SQLite column holds
@@ -76,7 +78,7 @@ class ImportReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
         return {
-            "schema": SCHEMA,
+            "schema": REPORT_SCHEMA,
             "source": self.source,
             "dry_run": self.dry_run,
             "added": self.added,
@@ -175,9 +177,10 @@ def read_pack(source: Path) -> list[Winner]:
         raise DocumentError(f"{source} is not a pack: {error}.") from error
     winners: list[Winner] = []
     seen: dict[object, int] = {}
-    for index, entry in enumerate(_entries(source, document)):
+    schema, entries = _entries(source, document)
+    for index, entry in enumerate(entries):
         where = f"{source}: winners[{index}]"
-        winner = _winner(where, entry)
+        winner = _winner(where, entry, schema)
         if (first := seen.setdefault(winner.key, index)) != index:
             raise DocumentError(f"{where} has the key of winners[{first}]; allowed: one of each.")
         winners.append(winner)
@@ -197,14 +200,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _entries(source: Path, document: object) -> list[Any]:
+def _entries(source: Path, document: object) -> tuple[int, list[Any]]:
     if not isinstance(document, dict):
         raise DocumentError(f"{source} is not a pack: its top level is not a JSON object.")
     schema = document.get("schema")
-    if isinstance(schema, bool) or schema != SCHEMA:
-        newer = isinstance(schema, int) and schema > SCHEMA
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        newer = type(schema) is int and schema > SCHEMA
         hint = " Run `pip install --upgrade patune`." if newer else ""
-        raise DocumentError(f"{source}: schema={schema!r} is not allowed; allowed: {SCHEMA}.{hint}")
+        raise DocumentError(
+            f"{source}: schema={schema!r} is not allowed; allowed: 1 to {SCHEMA}.{hint}"
+        )
     if unknown := sorted(set(document) - {"schema", "winners"}):
         raise DocumentError(
             f"{source}: unknown field {unknown[0]!r}; known fields: schema, winners."
@@ -212,14 +217,20 @@ def _entries(source: Path, document: object) -> list[Any]:
     entries = document.get("winners")
     if not isinstance(entries, list):
         raise DocumentError(f"{source}: winners={entries!r} is not allowed; allowed: a list.")
-    return entries
+    return schema, entries
 
 
-def _winner(where: str, entry: object) -> Winner:
+def _winner(where: str, entry: object, schema: int) -> Winner:
     if not isinstance(entry, dict):
         raise DocumentError(f"{where} is not a JSON object.")
     if "imported_from" in entry:
         raise DocumentError(f"{where}: unknown field 'imported_from'; the database notes that.")
+    problem = entry.get("problem")
+    for name, since in ADDED_TO_PROBLEM.items():
+        if schema < since and isinstance(problem, dict) and name in problem:
+            raise DocumentError(
+                f"{where}: Problem: unknown field {name!r} in a pack of schema {schema}; allowed: from schema {since} on."
+            )
     try:
         _check_values(entry)
         return Winner.from_dict(entry)

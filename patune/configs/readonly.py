@@ -7,6 +7,7 @@ descriptor of it would drop the locks that this process holds (sqlite.org/howtoc
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from patune.errors import DatabaseError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA = 1  # what this patune reads and writes; the newest file in migrations/versions
+SCHEMA = 2  # what this patune reads and writes; the newest file in migrations/versions
 LOCK_WAIT_S = 30.0  # how long a connection waits for another process's lock
 SMALLEST_FILE_B = 512  # one SQLite page; anything shorter is no database
 ANOTHER_FILE = "Name another file with --db or PATUNE_DB."
@@ -36,6 +37,12 @@ def explain(path: Path, error: BaseException | None) -> str:
     if code.startswith("SQLITE_NOTADB"):
         return f"{path} is not a patune database (not SQLite at all); it was left as it is. {ANOTHER_FILE}"
     return f"{path} is damaged: {error}. It was left as it is. {START_OVER}"
+
+
+def older(path: Path, schema: int) -> str:
+    """What is said about a database of an older schema by those who may not bring it forward."""
+    command = f"patune list --db {shlex.quote(str(path))}"
+    return f"{path} has schema {schema} and this patune reads {SCHEMA}; to bring it forward, run: {command}"
 
 
 def _wal(path: Path) -> Path:

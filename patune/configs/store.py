@@ -58,18 +58,19 @@ class Store:
         self._pid = os.getpid()
 
     @classmethod
-    def open(cls, path: Path | None = None, *, create: bool = True) -> Store:
+    def open(cls, path: Path | None = None, *, create: bool = True, forward: bool = True) -> Store:
         """Open the database, make it when it is missing, bring its schema forward.
 
         Args:
             path: the file; None for what ``PATUNE_DB`` names, else the user's data folder.
             create: make a missing file.
+            forward: bring a file of an older schema forward, after a copy of it was made beside it; else refuse it.
 
         Raises:
             DatabaseError: the file is not ours, damaged, of a newer patune, or not writable; nothing was changed.
         """
         file = settings.database_path(path).absolute()
-        return cls(file, open_engine(file, create=create))
+        return cls(file, open_engine(file, create=create, forward=forward))
 
     def close(self) -> None:
         """Close the connections. The last process to do so folds the log into the file."""

@@ -9,7 +9,7 @@ import math
 import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
-from patune.configs.readonly import SCHEMA, connect_readonly, found_schema
+from patune.configs.readonly import SCHEMA, connect_readonly, found_schema, older
 from patune.errors import DatabaseError, PatuneError
 from patune.problem import Problem, Workload
 from patune.record import canonical_json
@@ -80,10 +80,7 @@ def read_database(path: Path, arch: str) -> Table:
             LOGGER.info("No config database at %s. To make one, run: patune sweep", path)
             return {}
         if schema < SCHEMA:
-            LOGGER.warning(
-                "%s has schema %d and this patune reads %d: answering without it. To bring it forward, run: patune list",
-                *(path, schema, SCHEMA),
-            )
+            LOGGER.warning("Answering without the config database: %s", older(path, schema))
             return {}
         with contextlib.closing(connect_readonly(path, wait_s=SERVING_WAIT_S)) as connection:
             rows = connection.execute(QUERY, (arch,)).fetchall()

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from patune.configs import dispatcher
 from patune.configs.dispatcher import lookup
 from patune.configs.packs import pack_document
 from patune.configs.store import Store
 from patune.configs.winner import Winner
+from patune.target import Target
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cli_fakes import Run
+    from cli_fakes import FakeSweep, Run
 
 KEY = ("--block-size", "1024", "--head-dim", "128", "--qg", "8", "--batch", "128")
 ON_GFX942 = (*KEY, "--target", "gfx942")
@@ -108,10 +110,14 @@ def test_show_json_has_the_trials_in_order(run: Run, swept: Path) -> None:
 def test_show_of_an_unknown_key_names_the_stored_sizes(run: Run, swept: Path) -> None:
     result = run("show", *ON_GFX942, "--batch", "7")
     assert result.exit_code == 1
-    assert "Nothing is stored for batch=7 kv_heads=8 context=4096" in result.stderr
+    assert (
+        "Nothing is stored for block_size=1024 head_dim=128 qg=8 batch=7 kv_heads=8 context=4096"
+        in (result.stderr)
+    )
     assert "batch=1 kv_heads=8 context=4096; batch=128" in result.stderr
-    assert "patune sweep --target gfx942 --block-size 1024 --head-dim 128 --qg 8 --batch 7" in (
-        result.stderr
+    assert (
+        "Run: patune sweep --block-size 1024 --head-dim 128 --qg 8 --batch 7 --kv-heads 8 --context 4096 --target gfx942"
+        in result.stderr
     )
 
 
@@ -123,6 +129,32 @@ def test_lookup_says_where_the_knobs_come_from(run: Run, swept: Path) -> None:
     text = run("lookup", *ON_GFX942).stdout
     assert "source: exact, evidence: emulated" in text
     assert f"num_warps         {answer.knobs.num_warps}" in text
+
+
+def test_the_variant_of_a_key_is_asked_for_and_said(
+    run: Run, fake_sweep: FakeSweep, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("patune.target", "patune.sweep_request"):
+        monkeypatch.setattr(f"{module}.detect_target", lambda: Target.named("sm_90"))
+    fp8 = ("--kv-dtype", "fp8_e4m3fn", "--layout", "aiter_5d", "--softcap", "--fp8-math")
+    variant = "kv_dtype=fp8_e4m3fn kv_layout=aiter_5d softcap=True fp8_math=True"
+    swept = run("sweep", *KEY, *fp8, "--target", "sm_90")
+    assert swept.exit_code == 0, swept.output
+    assert f"sm_90 (NVIDIA H200, 132 SMs), measured, {variant}" in run("list").stdout
+    key = f"block_size=1024 head_dim=128 qg=8 {variant} batch=128 kv_heads=8 context=4096"
+    assert key in run("show", *KEY, *fp8, "--target", "sm_90").stdout
+    other = run("show", *KEY, *fp8, "--target", "sm_90", "--no-fp8-math")
+    assert other.exit_code == 1
+    assert f"Nothing is stored for {key.replace(' fp8_math=True', '')} on sm_90" in other.stderr
+    assert "--kv-dtype fp8_e4m3fn --kv-layout aiter_5d --softcap --batch 128" in other.stderr
+    dispatcher.reload()
+    sources = {
+        options: json.loads(
+            run("lookup", *KEY, *fp8, *options, "--target", "sm_90", "--json").stdout
+        )["source"]
+        for options in ((), ("--no-softcap",), ("--no-fp8-math",))
+    }
+    assert sources == {(): "exact", ("--no-softcap",): "default", ("--no-fp8-math",): "default"}
 
 
 def test_lookup_answers_without_a_database(run: Run, database: Path) -> None:
@@ -188,6 +220,29 @@ def test_doctor_is_red_and_exits_1_when_something_is_broken(
     assert result.exit_code == 1
     assert "broken" in result.stdout
     assert "songs" in result.stdout
+
+
+def test_who_changes_nothing_leaves_an_older_database(
+    run: Run, no_gpu: None, swept: Path, tmp_path: Path
+) -> None:
+    pack = tmp_path / "pack.json"
+    assert run("export", str(pack)).exit_code == 0
+    with sqlite3.connect(swept) as connection:
+        connection.execute("UPDATE patune_meta SET schema = 1")
+    connection.close()
+    before = swept.read_bytes()
+    command = f"to bring it forward, run: patune list --db {swept}"
+    document = json.loads(run("doctor", "--json").stdout)
+    (finding,) = (found for found in document["findings"] if found["name"] == "database")
+    assert (finding["state"], document["healthy"]) == ("note", True)
+    assert command in finding["detail"]
+    assert document["run_next"] == "patune list"
+    dry = run("import", str(pack), "--dry-run")
+    assert dry.exit_code == 2
+    assert command in dry.stderr
+    assert run("sweep", "--target", "gfx942", "--dry-run").exit_code == 0
+    assert swept.read_bytes() == before
+    assert list(swept.parent.glob("*.bak")) == []
 
 
 def test_doctor_sees_two_tritons_in_one_folder(

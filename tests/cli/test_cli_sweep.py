@@ -75,6 +75,31 @@ def test_layout_is_short_for_kv_layout(run: Run, fake_sweep: FakeSweep) -> None:
     assert "kv_layout='nope'" in refused.stderr
 
 
+def test_the_widest_variant_of_a_measured_target(
+    run: Run, fake_sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Target.named("sm_90")
+    for module in ("patune.target", "patune.sweep_request"):
+        monkeypatch.setattr(f"{module}.detect_target", lambda: here)
+    result = run(
+        "sweep", "--qg", "4", "--head-dim", "256", "--query-length", "1,16", "--layout", "aiter_5d",
+        "--kv-dtype", "fp8_e4m3fn", "--softcap", "--fp8-math", "--batch", "128",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    seen = axes(fake_sweep)
+    assert (seen["head_dim"], seen["query_length"], seen["kv_layout"]) == (
+        [256],
+        [1, 16],
+        ["aiter_5d"],
+    )
+    assert (seen["softcap"], seen["fp8_math"]) == ([True], [True])
+    assert "kv_layout=aiter_5d softcap=True fp8_math=True" in result.stdout
+    assert "kv_layout='aiter_5d', softcap=True, fp8_math=True, batch=128" in result.stdout
+    assert run("sweep", "--qg", "4", "--no-softcap", "--no-fp8-math").exit_code == 0
+    seen = axes(fake_sweep)
+    assert (seen["softcap"], seen["fp8_math"]) == ([False], [False])
+
+
 def test_the_defaults_of_a_measured_target(
     run: Run, fake_sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,16 +146,17 @@ def test_budgets_have_units(run: Run, fake_sweep: FakeSweep, text: str, seconds:
 BAD_OPTIONS = [
     # options, the value as the message shows it, what it says is allowed
     (["--block-size", "1000"], "block_size=1000", "16, 32, 64, 128, 256, 512, 1024"),
-    (["--head-dim", "100"], "head_dim=100", "64, 128"),
+    (["--head-dim", "100"], "head_dim=100", "64, 128, 256"),
     (["--qg", "0"], "qg=0", "an integer from 1 to 64"),
     (["--qg", "8,65"], "qg=65", "an integer from 1 to 64"),
     (["--qg", "1,x"], "--qg='1,x'", "integers separated by commas"),
-    (["--query-length", "9"], "query_length=9", "an integer from 1 to 4"),
+    (["--query-length", "17"], "query_length=17", "an integer from 1 to 16"),
     (["--batch", "0"], "batch=0", "an integer >= 1"),
     (["--context", "-5"], "context=-5", "an integer >= 1"),
     (["--kv-heads", "0"], "kv_heads=0", "an integer >= 1"),
     (["--kv-dtype", "int4"], "kv_dtype='int4'", "bf16, fp16, fp8_e4m3fn, fp8_e4m3fnuz"),
-    (["--kv-layout", "nope"], "kv_layout='nope'", "aiter, nhd, hnd"),
+    (["--kv-layout", "nope"], "kv_layout='nope'", "aiter, aiter_5d, nhd, hnd"),
+    (["--fp8-math"], "fp8_math=True", "kv_dtype fp8_e4m3fn or fp8_e4m3fnuz"),
     (["--target", "gfx90a"], "target='gfx90a'", "sm_90, gfx942, gfx950"),
     (["--budget", "soon"], "--budget='soon'", "90s, 10m or 1h"),
     (["--budget", "0s"], "--budget='0s'", "90s, 10m or 1h"),

@@ -57,6 +57,8 @@ def test_knobs_that_do_nothing_are_left_out() -> None:
     assert wording.knobs_text(knobs_to_dict(split)) == "p128 s16 st2 w4 eu2 r16x4"
     hopper = HopperKnobs(num_splits=4, maxnreg=128, probs_k_major=False, **tile)
     assert wording.knobs_text(knobs_to_dict(hopper)) == "p128 s4 st2 w4 reg128 pk0 r16x4"
+    in_turn = HopperKnobs(num_splits=4, overlap_launch=False, **tile)
+    assert wording.knobs_text(knobs_to_dict(in_turn)) == "p128 s4 st2 w4 pdl0 r16x4"
 
 
 def test_a_key_says_only_what_differs_from_the_plain_variant() -> None:
@@ -65,6 +67,15 @@ def test_a_key_says_only_what_differs_from_the_plain_variant() -> None:
     )
     variant = {**PROBLEM, "query_length": 2, "windowed": True}
     assert wording.variant_text(variant) == "query_length=2 windowed=True"
+    capped = {**PROBLEM, "softcap": True, "fp8_math": True}
+    assert wording.key_text(capped, WORKLOAD) == (
+        "block_size=1024 head_dim=128 qg=8 softcap=True fp8_math=True batch=128 kv_heads=8 context=4096"
+    )
+
+
+def test_every_field_of_a_problem_is_the_core_or_can_be_said() -> None:
+    core = {"block_size", "head_dim", "qg"}
+    assert set(wording.PLAIN_VARIANT) == set(PROBLEM) - core
 
 
 def test_the_plain_variant_is_what_problem_and_lookup_default_to() -> None:

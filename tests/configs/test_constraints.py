@@ -156,11 +156,15 @@ BROKEN = {
         "UPDATE patune_environment SET fp_fusion = 2", "ck_patune_environment_fp_fusion"),
     "the same problem twice": (
         "INSERT INTO patune_problem SELECT 99, block_size, head_dim, qg, query_length, query_dtype, kv_dtype, kv_quant, "
-        "kv_layout, windowed, sinks FROM patune_problem WHERE id = 1", "UNIQUE"),
+        "kv_layout, windowed, sinks, softcap, fp8_math FROM patune_problem WHERE id = 1", "UNIQUE"),
     "a page size in words": (
         "UPDATE patune_problem SET block_size = 'large'", "ck_patune_problem_block_size"),
     "half a window": (
         "UPDATE patune_problem SET windowed = 0.5", "ck_patune_problem_windowed"),
+    "half a cap": (
+        "UPDATE patune_problem SET softcap = 0.5", "ck_patune_problem_softcap"),
+    "fp8 twice": (
+        "UPDATE patune_problem SET fp8_math = 2", "ck_patune_problem_fp8_math"),
     "the same workload twice": (
         "INSERT INTO patune_workload (batch, kv_heads, context) VALUES (128, 8, 4096)", "UNIQUE"),
     "an empty batch": (

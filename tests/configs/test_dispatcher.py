@@ -29,6 +29,7 @@ from patune.configs.dispatcher import lookup, lookup_problem, reload, stats
 from patune.configs.packs import pack_document, pack_text
 from patune.kernels.defaults import default_knobs
 from patune.kernels.knobs import knobs_to_dict
+from patune.problem import Problem
 
 if TYPE_CHECKING:
     from patune.problem import Workload
@@ -128,6 +129,8 @@ OTHER_PROBLEMS = [
     {"kv_layout": "hnd"},
     {"windowed": True},
     {"sinks": True},
+    {"softcap": True},
+    {"kv_layout": "aiter_5d"},
 ]
 
 
@@ -135,6 +138,19 @@ OTHER_PROBLEMS = [
 def test_another_problem_is_never_answered_for(database: Path, change: dict[str, Any]) -> None:
     serve(database, winner())
     assert lookup(**(CORE | change), target="sm_90").source == "default"
+
+
+@pytest.mark.parametrize("change", [*OTHER_PROBLEMS, {"fp8_math": True}])
+def test_warm_answers_of_two_problems_are_never_mixed_up(change: dict[str, Any]) -> None:
+    plain = CORE | {"kv_dtype": "fp8_e4m3fn"}
+    for fields in (plain, plain | change):
+        problem = Problem(**fields)
+        for _ in ("cold", "warm"):
+            assert lookup(**fields, target="sm_90").problem == problem
+            assert lookup_problem(problem, WORKLOAD, H200).problem == problem
+    reload()
+    for fields in (plain, plain | change):  # without a target the two share their answers
+        assert lookup_problem(Problem(**fields), WORKLOAD) is lookup(**fields)
 
 
 def test_another_device_of_the_architecture_is_never_answered_for(database: Path) -> None:

@@ -106,19 +106,6 @@ def test_a_bad_database_costs_one_log_line(
     assert str(database) in lines[0]
 
 
-def test_an_older_database_is_left_to_a_command_that_may_write(
-    database: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    serve(database, winner())
-    monkeypatch.setattr("patune.configs.table.SCHEMA", 2)
-    before = database.read_bytes()
-    reload()
-    assert lookup(**CORE, target="sm_90").source == "default"
-    assert f"{database} has schema 1 and this patune reads 2" in caplog.text
-    assert "run: patune list" in caplog.text
-    assert database.read_bytes() == before
-
-
 def test_threads_may_look_up_while_the_table_turns_over(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,11 +226,13 @@ def test_a_fallback_is_logged_once_per_problem(
     assert caplog.records[0].levelno == logging.INFO
     caplog.clear()
     lookup(**CORE, target="gfx942")
-    lookup(**CORE, target="sm_90", query_length=2, kv_layout="hnd", windowed=True, sinks=True)
+    variant = {"query_length": 2, "kv_layout": "hnd", "windowed": True, "sinks": True}
+    fp8 = {"kv_dtype": "fp8_e4m3fn", "softcap": True, "fp8_math": True}
+    lookup(**CORE, target="sm_90", **variant, **fp8)
     first, second = (r.getMessage().split("Run: ")[1] for r in caplog.records)
     assert first == f"{SWEEP} --batch 128 --kv-heads 8 --context 4096 --target gfx942"
     assert second == (
-        f"{SWEEP} --query-length 2 --kv-layout hnd --window --sinks "
+        f"{SWEEP} --query-length 2 --kv-dtype fp8_e4m3fn --kv-layout hnd --window --sinks --softcap --fp8-math "
         "--batch 128 --kv-heads 8 --context 4096 --target sm_90"
     )
     serve(database, winner())

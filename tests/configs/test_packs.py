@@ -79,7 +79,7 @@ def test_a_pack_is_canonical(store: Store, tmp_path: Path) -> None:
     assert json.loads(data) == document
     assert data.decode() == json.dumps(document, sort_keys=True, indent=2) + "\n"
     assert b"\r" not in data
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert [entry["target"]["arch"] for entry in document["winners"]] == [
         "gfx942",
         "sm_90",
@@ -101,7 +101,7 @@ def test_an_export_is_filtered(store: Store) -> None:
     assert count() == 3
     assert count(arch="sm_90") == 2
     assert count(arch="sm_90", block_size=16) == count(head_dim=64) == count(qg=1) == 1
-    assert export_pack(store, None, arch="gfx950") == {"schema": 1, "winners": []}
+    assert export_pack(store, None, arch="gfx950") == {"schema": 2, "winners": []}
 
 
 def test_an_unwritable_destination_is_named(store: Store, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_database_error_in_the_middle_undoes_the_import(
 GOOD = pack_document([winner(target=H100), winner()])
 LAST = ("winners", 1)
 HOSTILE: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
-    "another schema": (("schema",), 2, "schema=2 is not allowed; allowed: 1. Run `pip install --upgrade patune`"),
+    "another schema": (("schema",), 3, "schema=3 is not allowed; allowed: 1 to 2. Run `pip install --upgrade patune`"),
     "a schema that is true": (("schema",), True, "schema=True is not allowed"),
     "a schema in words": (("schema",), "1", "schema='1' is not allowed"),
     "an unknown top field": (("evil",), 1, "unknown field 'evil'; known fields: schema, winners"),

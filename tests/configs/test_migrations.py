@@ -1,0 +1,268 @@
+"""Files of earlier versions are brought forward with all that they hold, after a copy, or stay as they are."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from config_samples import (
+    CDNA_KNOBS,
+    CORE,
+    H200,
+    KEY,
+    KNOBS,
+    OTHER_KNOBS,
+    PROBLEM,
+    WORKLOAD,
+    add_trial,
+    dump,
+    measured,
+)
+from old_databases import TABLES, make_empty, make_schema_1, rows_of
+from test_database import run_sql, schema_of
+from test_processes import WRITER, go, is_sound, start
+
+from patune.configs import database as database_module
+from patune.configs import dispatcher
+from patune.configs.dispatcher import lookup, lookup_problem
+from patune.configs.readonly import SCHEMA, found_schema
+from patune.configs.store import Store
+from patune.errors import DatabaseError
+from patune.problem import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A database of schema 1 with rows in every table."""
+    path = tmp_path / "old" / "patune.db"
+    path.parent.mkdir()
+    make_schema_1(path, KNOBS, OTHER_KNOBS, CDNA_KNOBS)
+    assert all(rows_of(path, table) for table in TABLES)
+    return path
+
+
+def backup_of(path: Path) -> Path:
+    return path.with_name("patune.db.schema1.bak")
+
+
+def folder(path: Path) -> set[str]:
+    """Names beside a database, without the log that SQLite makes and removes."""
+    return {p.name for p in path.parent.iterdir()} - {"patune.db-wal", "patune.db-shm"}
+
+
+def refused(path: Path, message: str, **how: Any) -> None:
+    """Opening is refused, and the file holds what it held."""
+    before = dump(path)
+    with pytest.raises(DatabaseError, match=message):
+        Store.open(path, **how)
+    assert dump(path) == before
+    assert found_schema(path) == 1
+
+
+def test_schema_2_keeps_every_row_and_adds_two_columns(old: Path) -> None:
+    expected = {table: rows_of(old, table) for table in TABLES}
+    assert not any("softcap" in row for row in expected["problem"])
+    for row in expected["problem"]:
+        row |= {"softcap": 0, "fp8_math": 0}
+    expected["meta"][0]["schema"] = SCHEMA
+    Store.open(old).close()
+    assert {table: rows_of(old, table) for table in TABLES} == expected
+    assert [row["id"] for row in rows_of(old, "problem")] == [5, 7, 9]
+    assert rows_of(old, "alembic_version") == [{"version_num": f"schema_{SCHEMA}"}]
+
+
+def test_a_database_brought_forward_is_like_a_new_one(old: Path, empty_database: Path) -> None:
+    Store.open(old).close()
+    assert schema_of(old) == schema_of(empty_database)
+    with closing(sqlite3.connect(old)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        keys = connection.execute("PRAGMA foreign_key_list(patune_trial)").fetchall()
+        parents = {(parent, child) for _, _, parent, child, *_ in keys}
+        assert ("patune_problem", "problem_id") in parents
+
+
+def test_its_winners_are_served_and_it_takes_new_trials(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(old) as store:
+        (amd, best) = store.winners()
+        assert (best.problem, best.workload, best.knobs) == (PROBLEM, WORKLOAD, KNOBS)
+        assert (best.problem.softcap, best.problem.fp8_math) == (False, False)
+        assert (best.default_knobs, best.speedup_over_default) == (OTHER_KNOBS, 1.2)
+        assert (amd.target.arch, amd.knobs, amd.imported_from) == (
+            "gfx942",
+            CDNA_KNOBS,
+            "mi300x.json",
+        )
+        assert [t.result.status for t in store.trials(**KEY)] == ["ok", "ok"]
+        assert add_trial(store, measured()) == 18
+        capped = replace(PROBLEM, softcap=True)
+        store.promote(
+            add_trial(store, measured(), problem=capped, knobs=OTHER_KNOBS), default_trial_id=None
+        )
+    assert [row["softcap"] for row in rows_of(old, "problem")] == [0, 0, 0, 1]
+    monkeypatch.setenv("PATUNE_DB", str(old))
+    dispatcher.reload()
+    assert lookup(**CORE, target="sm_90").knobs == KNOBS
+    answer = lookup(**CORE, softcap=True, target="sm_90")
+    assert (answer.knobs, answer.source) == (OTHER_KNOBS, "exact")
+    assert lookup_problem(capped, WORKLOAD, H200).knobs == OTHER_KNOBS
+
+
+AFTERWARDS = {
+    "a problem that trials refer to is deleted": (
+        "DELETE FROM patune_problem WHERE id = 5", "FOREIGN KEY"),
+    "a trial of no problem": (
+        "UPDATE patune_trial SET problem_id = 99 WHERE id = 14", "FOREIGN KEY"),
+    "the same problem twice": (
+        "INSERT INTO patune_problem SELECT 99, block_size, head_dim, qg, query_length, query_dtype, kv_dtype, kv_quant, "
+        "kv_layout, windowed, sinks, softcap, fp8_math FROM patune_problem WHERE id = 5", "UNIQUE"),
+    "half a cap": ("UPDATE patune_problem SET softcap = 0.5", "ck_patune_problem_softcap"),
+    "fp8 twice": ("UPDATE patune_problem SET fp8_math = 2", "ck_patune_problem_fp8_math"),
+    "a cap that is not said": ("UPDATE patune_problem SET softcap = NULL", "NOT NULL"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AFTERWARDS)
+def test_it_refuses_what_a_new_one_refuses(old: Path, name: str) -> None:
+    statement, constraint = AFTERWARDS[name]
+    Store.open(old).close()
+    with closing(sqlite3.connect(old)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        with pytest.raises(sqlite3.IntegrityError, match=constraint):
+            connection.execute(statement)
+
+
+def test_it_enforces_foreign_keys_in_the_process_that_migrated(old: Path) -> None:
+    with Store.open(old) as store, store._transaction(writes=False) as session:
+        assert session.connection().exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def test_a_copy_is_made_first_and_named(old: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = dump(old)
+    Store.open(old).close()
+    assert folder(old) == {"patune.db", "patune.db.schema1.bak"}
+    assert dump(backup_of(old)) == before
+    assert found_schema(backup_of(old)) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{old} was brought from schema 1 to {SCHEMA}; a copy of how it was is {backup_of(old)}"
+    ]
+    caplog.clear()
+    Store.open(old).close()
+    assert caplog.text == ""
+
+
+def test_the_copy_has_what_is_still_in_the_log(old: Path) -> None:
+    with closing(sqlite3.connect(old, isolation_level=None)) as other:
+        other.execute("UPDATE patune_run SET command = 'in the log' WHERE id = 2")
+        assert old.with_name("patune.db-wal").stat().st_size > 0
+        Store.open(old).close()
+    commands = [row["command"] for row in rows_of(backup_of(old), "run")]
+    assert commands == ["in the log", "patune sweep"]
+    assert [row["command"] for row in rows_of(old, "run")] == commands
+
+
+def test_a_second_process_finds_it_done_and_leaves_the_copy(old: Path) -> None:
+    Store.open(old).close()
+    copied = dump(backup_of(old))
+    before = dump(old)
+    database_module._migrate(old)  # what a process does that saw schema 1 a moment ago
+    assert dump(backup_of(old)) == copied
+    assert dump(old) == before
+
+
+def test_processes_bring_one_database_forward_at_once(old: Path) -> None:
+    before = dump(old)
+    processes = [start(WRITER.format(trials=3), old, name) for name in ("a", "b", "c")]
+    for process in processes:
+        go(process)
+    outputs = [process.communicate() for process in processes]
+    printed = sorted(int(line) for out, _ in outputs for line in out.split())
+    assert printed == list(range(18, 27))
+    assert [errors.count("\n") for _, errors in sorted(outputs, key=lambda o: o[1])] == [0, 0, 1]
+    assert f"{old} was brought from schema 1 to {SCHEMA}" in "".join(
+        errors for _, errors in outputs
+    )
+    assert dump(backup_of(old)) == before
+    assert is_sound(old)
+
+
+def test_an_empty_database_of_schema_1_comes_forward(tmp_path: Path) -> None:
+    path = tmp_path / "patune.db"
+    make_empty(path, "schema_1")
+    with Store.open(path, create=False) as store:
+        assert store.winners() == []
+        assert add_trial(store, measured()) == 1
+
+
+def test_who_may_not_write_is_told_what_to_run(old: Path) -> None:
+    message = f"{old} has schema 1 and this patune reads 2; to bring it forward, run: patune list --db {old}"
+    refused(old, message, forward=False)
+    assert folder(old) == {"patune.db"}
+
+
+def test_a_failed_migration_changes_nothing(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "migrations"
+    shutil.copytree(database_module.MIGRATIONS, broken)
+    script = broken / "versions" / "schema_2.py"
+    script.write_text(script.read_text().replace("UPDATE patune_meta", "UPDATE nowhere"))
+    monkeypatch.setattr(database_module, "MIGRATIONS", broken)
+    refused(old, f"{old} has schema 1; this patune brings it to 2. .*no such table: nowhere")
+    monkeypatch.undo()
+    with Store.open(old) as store:
+        assert len(store.winners()) == 2
+
+
+def test_a_broken_reference_is_found_before_the_commit(old: Path) -> None:
+    run_sql(old, "UPDATE patune_trial SET problem_id = 99 WHERE id = 14")
+    refused(old, "is damaged: row 14 of patune_trial refers to a row of patune_problem that is not")
+
+
+def test_without_room_for_a_copy_nothing_is_changed(old: Path) -> None:
+    backup_of(old).mkdir()
+    refused(old, f"{old} was left as it is: {backup_of(old)}, the copy to make first, cannot be")
+    assert folder(old) == {"patune.db", "patune.db.schema1.bak"}
+
+
+def test_an_old_file_that_cannot_be_written_says_so(
+    shared_folder: Path, request: pytest.FixtureRequest
+) -> None:
+    path = shared_folder / "patune.db"
+    make_schema_1(path, KNOBS, OTHER_KNOBS, CDNA_KNOBS)
+    path.chmod(0o444)
+    request.getfixturevalue("unprivileged")
+    message = (
+        f"{path} has schema 1; this patune brings it to 2. .*cannot be opened or written: .*--db"
+    )
+    with pytest.raises(DatabaseError, match=message):
+        Store.open(path)
+    assert list(shared_folder.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("fresh_dispatcher")
+def test_lookups_leave_an_old_database_to_a_command_that_may_write(
+    old: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATUNE_DB", str(old))
+    before = old.read_bytes(), folder(old)
+    assert lookup(**CORE, target="sm_90").source == "default"
+    assert lookup_problem(Problem(**CORE, softcap=True), WORKLOAD, H200).source == "default"
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warnings == [
+        f"Answering without the config database: {old} has schema 1 and this patune reads {SCHEMA}; "
+        f"to bring it forward, run: patune list --db {old}"
+    ]
+    assert (old.read_bytes(), folder(old)) == before
+    Store.open(old).close()
+    dispatcher.reload()
+    assert lookup(**CORE, target="sm_90").source == "exact"
