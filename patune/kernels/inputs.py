@@ -29,7 +29,7 @@ class DecodeInputs:
         query: [batch * query_length, q_heads, head_dim], row b * query_length + i is query token i of sequence b.
         key_cache: AITER [pages, kv_heads, head_dim / x, block_size, x] with x = 16 bytes / itemsize, or strided
             [pages, kv_heads, block_size, head_dim] with any strides but 1 for the last axis (an NHD cache is a permuted view).
-        value_cache: AITER [pages, kv_heads, head_dim, block_size], or strided like the key.
+        value_cache: AITER [pages, kv_heads, head_dim, block_size] or [pages, kv_heads, block_size / x, head_dim, x], or strided like the key.
         block_tables: [batch, max_pages] int32, entry j of a row is the page of tokens [j * block_size, (j + 1) * block_size).
         context_lengths: [batch] int32, tokens of each sequence, its query tokens included.
         softmax_scale: factor on query . key, usually head_dim ** -0.5.
@@ -38,6 +38,8 @@ class DecodeInputs:
         sinks: [q_heads] raw logits added to each row's softmax denominator, or None.
         query_scale: [1] or [batch * query_length, q_heads, 1] float32, or None.
         key_scale, value_scale: [1] or [pages, kv_heads, block_size, 1] float32, or None.
+        softcap: cap of the scores, cap * tanh(score / cap); 0 is none.
+        fp8_math: compute the products of an fp8 cache in fp8.
     """
 
     query: torch.Tensor
@@ -52,6 +54,8 @@ class DecodeInputs:
     query_scale: torch.Tensor | None = None
     key_scale: torch.Tensor | None = None
     value_scale: torch.Tensor | None = None
+    softcap: float = 0.0
+    fp8_math: bool = False
 
     @property
     def batch(self) -> int:
@@ -69,10 +73,15 @@ class DecodeInputs:
         return self.key_cache.shape[-2]
 
     @property
+    def out_dtype(self) -> torch.dtype:
+        """Element type of the output: the query's, bf16 for an fp8 query."""
+        return torch.bfloat16 if self.query.element_size() == 1 else self.query.dtype
+
+    @property
     def kv_layout(self) -> str:
-        """``aiter`` by rank, ``nhd`` or ``hnd`` by which of the head and token axes has the smaller stride."""
+        """``aiter`` and ``aiter_5d`` by rank, ``nhd`` or ``hnd`` by which of the head and token axes has the smaller stride."""
         if self.key_cache.ndim == 5:
-            return "aiter"
+            return "aiter" if self.value_cache.ndim == 4 else "aiter_5d"
         return "nhd" if self.key_cache.stride(1) < self.key_cache.stride(2) else "hnd"
 
     @property
@@ -96,6 +105,8 @@ class DecodeInputs:
             kv_layout=self.kv_layout,
             windowed=self.sliding_window > 0,
             sinks=self.sinks is not None,
+            softcap=self.softcap > 0,
+            fp8_math=self.fp8_math,
         )
 
     def workload(self, max_context: int | None = None) -> Workload:

@@ -2,13 +2,13 @@
 
 For query token i of sequence b with context C, and query head h (KV head h // group), over the tokens k that it sees:
 
-    score_k = softmax_scale * query_scale * key_scale_k * (query . key_k)
+    score_k = softmax_scale * query_scale * key_scale_k * (query . key_k)    then capped: softcap * tanh(score_k / softcap)
     lse     = log sum_k exp(score_k)                                     natural log, without the sink
     out     = sum_k exp(score_k - log(exp(lse) + exp(sink_h))) * value_scale_k * value_k
 
 The query's own tokens are already in the cache: query token i is token C - L + i of its sequence (L = query_length), and it sees the last
-``sliding_window`` tokens up to itself, its own included, or all of them. The sink is a raw logit: no scale, denominator only.
-A query token that sees nothing gives zeros and lse = -inf.
+``sliding_window`` tokens up to itself, its own included, or all of them. The sink is a raw logit: no scale, no cap, denominator only.
+A query token that sees nothing gives zeros and lse = -inf. ``fp8_math`` changes nothing here: the stored values are computed on exactly.
 
 Only slots and block-table entries of tokens that some query token of the sequence sees are read: the rest may hold anything.
 """
@@ -71,6 +71,8 @@ def _attend(
     group = q_heads // inputs.kv_heads
     grouped = query.view(inputs.kv_heads, group, head_dim)  # head h belongs to KV head h // group
     scores = inputs.softmax_scale * torch.einsum("hgd,khd->hgk", grouped, keys).flatten(0, 1)
+    if inputs.softcap:
+        scores = inputs.softcap * torch.tanh(scores / inputs.softcap)
     lse = torch.logsumexp(scores, dim=-1)
     total = lse if inputs.sinks is None else torch.logaddexp(lse, inputs.sinks.to(lse.dtype))
     probs = torch.exp(scores - total[:, None]).view(inputs.kv_heads, group, -1)

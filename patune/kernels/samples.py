@@ -12,6 +12,7 @@ from patune.kernels.inputs import TORCH_DTYPES, DecodeInputs
 if TYPE_CHECKING:
     from patune.problem import Problem, Workload
 
+SAMPLE_SOFTCAP = 30.0  # Gemma 2 caps its logits at 30 and 50
 WINDOWED_CONTEXTS = 4  # a windowed sequence is this many windows long: most of it must be skipped
 
 
@@ -34,7 +35,6 @@ def sample_inputs(problem: Problem, workload: Workload, device: torch.device) ->
     query = torch.randn(
         workload.batch * problem.query_length, q_heads, problem.head_dim, generator=generator
     )
-    scale = torch.ones(1) if problem.kv_quant != "none" else None
     return DecodeInputs(
         query=query.to(TORCH_DTYPES[problem.query_dtype]).to(device),
         key_cache=to_layout(key, problem.kv_layout, is_value=False).to(device),
@@ -48,6 +48,18 @@ def sample_inputs(problem: Problem, workload: Workload, device: torch.device) ->
         query_length=problem.query_length,
         sliding_window=workload.context if problem.windowed else 0,
         sinks=torch.zeros(q_heads, device=device) if problem.sinks else None,
-        key_scale=scale,
-        value_scale=scale,
+        query_scale=torch.ones(1, device=device) if problem.query_dtype.startswith("fp8") else None,
+        key_scale=_ones_per_scale(problem, workload, pages, device),
+        value_scale=_ones_per_scale(problem, workload, pages, device),
+        softcap=SAMPLE_SOFTCAP if problem.softcap else 0.0,
+        fp8_math=problem.fp8_math,
     )
+
+
+def _ones_per_scale(
+    problem: Problem, workload: Workload, pages: int, device: torch.device
+) -> torch.Tensor | None:
+    if problem.kv_quant == "none":
+        return None
+    per_token = (pages, workload.kv_heads, problem.block_size, 1)
+    return torch.ones(1 if problem.kv_quant == "per_tensor" else per_token, device=device)

@@ -11,7 +11,7 @@ from patune.errors import InvalidValueError, reject
 from patune.kernels.caches import VECTOR_BYTES
 from patune.kernels.inputs import DTYPE_NAMES
 from patune.problem import BLOCK_SIZES, HEAD_DIMS, MAX_QUERY_LENGTH
-from patune.record import check_int
+from patune.record import check_bool, check_int, check_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,9 @@ SINK_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 STRIDED = "pages, kv_heads, block_size, head_dim"
 AITER_KEY = "pages, kv_heads, head_dim/x, block_size, x"
 AITER_VALUE = "pages, kv_heads, head_dim, block_size"
+AITER_5D_VALUE = "pages, kv_heads, block_size/x, head_dim, x"
 TOKEN_SCALE = "pages, kv_heads, block_size, 1"
+STRIDE_ELEMENTS = 16  # kernels copy 16 bytes at a time, and Triton specialises on integers that are multiples of 16
 MAX_GRID_AXIS = 65_535  # CUDA's limit for grid axes y and z: sequences are one of them
 
 
@@ -35,10 +37,13 @@ def check_inputs(inputs: DecodeInputs) -> None:
     """
     check_int("query_length", inputs.query_length, low=1, high=MAX_QUERY_LENGTH)
     check_int("sliding_window", inputs.sliding_window, low=0)
-    if isinstance(inputs.softmax_scale, bool) or not isinstance(inputs.softmax_scale, int | float):
-        raise reject("softmax_scale", inputs.softmax_scale, "a Python float (a tensor would sync)")
+    for name, number in (("softmax_scale", inputs.softmax_scale), ("softcap", inputs.softcap)):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise reject(name, number, "a Python float (a tensor would sync)")
     if not math.isfinite(inputs.softmax_scale):
         raise reject("softmax_scale", inputs.softmax_scale, "a finite number")
+    check_number("softcap", inputs.softcap, low=0.0)
+    check_bool("fp8_math", inputs.fp8_math)
     _check_table(inputs)
     _check_query(inputs)
     _check_caches(inputs)
@@ -162,25 +167,49 @@ def _check_caches(inputs: DecodeInputs) -> None:
             f"query.dtype={query.dtype} does not go with key_cache.dtype={key.dtype}; "
             "allowed: equal dtypes, or a bf16 or fp16 query with an fp8 cache."
         )
-    if value.ndim == 5:
-        raise InvalidValueError(
-            f"value_cache has shape {list(value.shape)}: the shuffled 5-axis value layout is not supported; "
-            f"expected [{AITER_VALUE}], or [{STRIDED}] with a key cache of that form."
-        )
+    if key.ndim == 5:
+        _check_rank("value_cache", value, (4, 5), f"[{AITER_VALUE}] or [{AITER_5D_VALUE}]")
+    else:
+        _check_rank("value_cache", value, (4,), f"[{STRIDED}], as key_cache has 4 axes")
     if inputs.block_size not in BLOCK_SIZES:
         raise reject("block_size (key_cache.shape[-2])", inputs.block_size, BLOCK_SIZES)
-    pages, kv_heads, block_size = key.shape[0], key.shape[1], inputs.block_size
+    _check_forms(key, value, inputs.block_size, head_dim)
+    axes = ("page", "head") if key.ndim == 5 else ("page", "head", "token")
+    for name, cache in (("key_cache", key), ("value_cache", value)):
+        _check_outer_strides(name, cache, axes)
+
+
+def _check_forms(key: torch.Tensor, value: torch.Tensor, block_size: int, head_dim: int) -> None:
+    """Shapes, and the strides that kernels take for granted."""
+    pages, kv_heads = key.shape[:2]
     if key.ndim == 5:
         # x follows from the dtype alone: whether scales are given says nothing about the layout
         x = VECTOR_BYTES // key.element_size()
         _check_shape("key_cache", key, (pages, kv_heads, head_dim // x, block_size, x), AITER_KEY)
         _check_strides("key_cache", key, (block_size * x, x, 1), "a (page, head) is one block")
+        if value.ndim == 5:
+            runs = (pages, kv_heads, block_size // x, head_dim, x)
+            _check_shape("value_cache", value, runs, AITER_5D_VALUE)
+            _check_strides(
+                "value_cache", value, (head_dim * x, x, 1), "a (page, head) is one block"
+            )
+            return
         _check_shape("value_cache", value, (pages, kv_heads, head_dim, block_size), AITER_VALUE)
         _check_strides("value_cache", value, (block_size, 1), "a (page, head) is one block")
         return
     for name, cache in (("key_cache", key), ("value_cache", value)):
         _check_shape(name, cache, (pages, kv_heads, block_size, head_dim), STRIDED)
         _check_strides(name, cache, (1,), "a token's channels follow each other")
+
+
+def _check_outer_strides(name: str, cache: torch.Tensor, axes: Sequence[str]) -> None:
+    """The strides that kernels take at run time: any, key and value in one tensor too, as long as 16-byte copies stay aligned."""
+    for axis, stride in zip(axes, cache.stride(), strict=False):
+        if stride % STRIDE_ELEMENTS:
+            raise InvalidValueError(
+                f"{name} has strides {list(cache.stride())}: its {axis} stride is {stride}; "
+                f"allowed: multiples of {STRIDE_ELEMENTS} elements."
+            )
 
 
 def _check_heads(inputs: DecodeInputs) -> None:
@@ -199,9 +228,16 @@ def _check_scales(inputs: DecodeInputs) -> None:
     query, key, value = inputs.query_scale, inputs.key_scale, inputs.value_scale
     per_row = (*inputs.query.shape[:2], 1)
     per_token = (inputs.key_cache.shape[0], inputs.kv_heads, inputs.block_size, 1)
-    _check_scale("query_scale", query, inputs.query, per_row, "batch * query_length, q_heads, 1")
-    _check_scale("key_scale", key, inputs.key_cache, per_token, TOKEN_SCALE)
-    _check_scale("value_scale", value, inputs.value_cache, per_token, TOKEN_SCALE)
+    _check_scale(
+        "query_scale", query, inputs.query, per_row, "batch * query_length, q_heads, 1",
+        (per_row[1], 1, 1), "it is read as a plain array",
+    )  # fmt: skip
+    for name, scale, cache in (
+        ("key_scale", key, inputs.key_cache), ("value_scale", value, inputs.value_cache),
+    ):  # fmt: skip
+        _check_scale(
+            name, scale, cache, per_token, TOKEN_SCALE, (1, 1), "a page's tokens follow each other"
+        )
     shapes = ["None" if scale is None else str(list(scale.shape)) for scale in (key, value)]
     if shapes[0] != shapes[1]:
         raise InvalidValueError(
@@ -210,7 +246,13 @@ def _check_scales(inputs: DecodeInputs) -> None:
 
 
 def _check_scale(
-    name: str, scale: torch.Tensor | None, scaled: torch.Tensor, shape: Sequence[int], axes: str
+    name: str,
+    scale: torch.Tensor | None,
+    scaled: torch.Tensor,
+    shape: Sequence[int],
+    axes: str,
+    inner: Sequence[int],
+    why: str,
 ) -> None:
     if scale is None:
         return
@@ -223,6 +265,8 @@ def _check_scale(
         raise InvalidValueError(
             f"{name} has shape {list(scale.shape)}; expected [1] or [{axes}] = {list(shape)}."
         )
+    if tuple(scale.shape) == tuple(shape):
+        _check_strides(name, scale, inner, why)
 
 
 def _check_devices(inputs: DecodeInputs) -> None:

@@ -1,8 +1,4 @@
-"""Correctness cases of the gate: which lengths, windows, sinks and pages, and the poisoned tensors that carry them.
-
-Every slot that no query token sees is NaN, every page that no sequence owns is NaN, and every block-table entry that is not needed is 2^30:
-whatever a kernel reads beyond its right shows.
-"""
+"""Correctness cases of the gate: which lengths, windows, sinks, pages, scales and caps. Their tensors: :mod:`patune.tuner.case_tensors`."""
 
 from __future__ import annotations
 
@@ -11,10 +7,6 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-
-from patune.kernels.caches import to_layout
-from patune.kernels.inputs import TORCH_DTYPES, DecodeInputs
 from patune.kernels.reference import visible_tokens
 from patune.problem import Problem
 
@@ -24,16 +16,25 @@ if TYPE_CHECKING:
 CaseKind = Literal["markers", "random", "peaked"]
 KINDS: tuple[CaseKind, ...] = get_args(CaseKind)
 
-UNUSED_ENTRY = 1 << 30  # no cache has so many pages: following it is an illegal access
 LONGEST_ON_DEVICE = 3000  # tokens
 EMULATED_BUDGET = (
     6144  # tokens walked per gate: the emulator takes about 0.1 s per 1024 on one core
 )
-BEYOND_CONTEXT = 5000  # a window larger than every context of a gate
+# Rounds of a split besides num_stages, so that every ring comes round: page numbers of 16 tiles are held, 8 of them ahead of their copy
+# (hopper_copy.PAGE_SLOTS, PAGES_AHEAD), which is num_stages - 1 ahead of the products.
+DEEP_ROUNDS = 18
+# Tokens. Beyond it splits get fewer rounds: num_splits is no constant of the kernels, so fewer splits run the same code.
+DEEPEST = 65_536
+BEYOND_CONTEXT = 5000  # a window larger than every context with edges
 RAGGED_SEQUENCES = 12
-PEAK = 4.0  # the peak token's score is PEAK * sqrt(head_dim): e^32 over the others at head_dim 64
-INT32_ELEMENTS = 1 << 31  # an element offset of this size no longer fits a signed 32-bit integer
 SINK_NEGLIGIBLE, SINK_COMPARABLE, SINK_DOMINANT = -20.0, 5.0, 40.0  # against LSEs of 0 to 8
+# Caps that matter. Random scores have a standard deviation of CAPPED_SCALE and reach 4 times that; a peak of 32 and more stays one at 18.
+CAP_RANDOM, CAP_PEAKED, CAP_MARKERS = 5.0, 20.0, 30.0
+CAPPED_SCALE, CAPPED_SINK = 5.0, 20.0
+# Powers of two over which the rows of 16-bit queries of fp8 caches are spread: a plain cast to fp16 or fp8 overflows, or goes to zero.
+LARGE_ROWS = {"bf16": (-20, 20), "fp16": (-10, 12)}
+SMALL_ROWS = {"bf16": (-24, -20), "fp16": (-13, -10)}
+QUANTISED_BUDGET = 5 * 256  # emulated tokens more for an fp8 cache: five tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,13 @@ class Case:
         scale_factor: softmax_scale is this over sqrt(head_dim).
         sink: mean of the sink logits, when the problem has sinks.
         shared_pages: full pages are drawn with repetition from a pool of half as many.
+        row_scales: an fp8 query has a scale per row, else one.
+        query_log2: rows of a 16-bit query are multiplied by powers of two in this range, softmax_scale is divided by the largest.
+        rounded_query: with fp8_math, a 16-bit query that the kernel has to round to fp8. In other cases fp8 holds its rows exactly.
+        extreme_scales: some scales are 0, 1e-6 or 1e3, and whole sequences have small or large value scales.
+        softcap: cap of the scores, 0 is none.
+        wide_values: the value cache has one KV head more in memory, so that its strides are not the key's.
+        interleaved: key and value are halves of one tensor [pages, 2, ...] when they go by strides.
         far_pages: pages lie so far apart, key and value interleaved, that the offset of the last one in use does not fit 32 bits.
         peaks: the peak token of each sequence, for ``peaked``.
         checks_lse: also compare the LSE.
@@ -64,6 +72,13 @@ class Case:
     scale_factor: float = 1.0
     sink: float = 0.0
     shared_pages: bool = False
+    row_scales: bool = False
+    query_log2: tuple[int, int] = (0, 0)
+    rounded_query: bool = False
+    extreme_scales: bool = False
+    softcap: float = 0.0
+    wide_values: bool = False
+    interleaved: bool = False
     far_pages: bool = False
     peaks: tuple[int, ...] = ()
     checks_lse: bool = False
@@ -81,13 +96,20 @@ def gate_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
         cases = _emulated_cases(problem, knobs.partition_tokens)
     else:
         cases = _device_cases(problem, knobs)
+    cases += _quantised_cases(problem, knobs.partition_tokens, emulated=emulated)
+    if problem.softcap:
+        cases = [_capped(c) for c in cases]
     if problem.kv_layout == "nhd":  # one KV head has the same strides as hnd
         cases = [replace(c, kv_heads=max(2, c.kv_heads)) for c in cases]
 
-    def cost(case: Case) -> tuple[bool, int, int]:
-        """Powers of two: among cases of about one cost, those that name the tokens come first. Far pages take a buffer of gigabytes."""
+    def cost(case: Case) -> tuple[bool, bool, int, int]:
+        """Powers of two: among cases of about one cost, those that name the tokens come first. Far pages take a buffer of gigabytes.
+
+        A deep sequence names no tokens, so it comes after all that do.
+        """
         walked = walked_tokens(case, problem, knobs.partition_tokens)
-        return case.far_pages, walked.bit_length(), KINDS.index(case.kind)
+        deep = max(case.contexts) > LONGEST_ON_DEVICE
+        return case.far_pages, deep, walked.bit_length(), KINDS.index(case.kind)
 
     return sorted(cases, key=cost)
 
@@ -141,8 +163,19 @@ def _peaked_case(problem: Problem, tile: int, window: int) -> Case:
     )
 
 
+def _deep_case(problem: Problem, knobs: Knobs) -> Case:
+    """One long sequence: every split walks more tiles than it has in flight and looked up."""
+    rounds = knobs.num_stages + DEEP_ROUNDS
+    walked = min(knobs.num_splits * knobs.partition_tokens * rounds, DEEPEST)
+    walked = max(walked, LONGEST_ON_DEVICE)
+    context = walked + knobs.partition_tokens + 3
+    return Case(
+        name="random/deep", kind="random", contexts=(context,), window=walked if problem.windowed else 0
+    )  # fmt: skip
+
+
 def _device_cases(problem: Problem, knobs: Knobs) -> list[Case]:
-    """The wide list: all edges, up to 4 KV heads (3 of them once: no power of two), contexts to 3000, everything run twice."""
+    """The wide list: all edges, up to 4 KV heads (3 of them once: no power of two), contexts to 3000 and a deep one, most run twice."""
     tile, length = knobs.partition_tokens, problem.query_length
     ragged = _ragged_contexts("ragged", RAGGED_SEQUENCES, length, LONGEST_ON_DEVICE)
     windows = (1, 128, tile + 3, BEYOND_CONTEXT) if problem.windowed else (0,)
@@ -158,13 +191,50 @@ def _device_cases(problem: Problem, knobs: Knobs) -> list[Case]:
         Case(name=f"markers/ragged/window{wide}", kind="markers", contexts=ragged, kv_heads=2,
              window=wide, shared_pages=True, repeats=1),
         Case(name=f"random/edges/window{narrow}", kind="random", kv_heads=4, window=narrow, sink=SINK_COMPARABLE,
-             contexts=_edge_contexts(problem, knobs, narrow), checks_lse=True, repeats=1),
+             contexts=_edge_contexts(problem, knobs, narrow), checks_lse=True, repeats=1,
+             interleaved=True),
         Case(name=f"random/ragged/window{long}", kind="random", contexts=ragged, kv_heads=3, window=long,
-             scale_factor=1.5, sink=SINK_NEGLIGIBLE, shared_pages=True, repeats=1),
+             scale_factor=1.5, sink=SINK_NEGLIGIBLE, shared_pages=True, row_scales=True, wide_values=True, repeats=1),
         Case(name=f"random/far/window{narrow}", kind="random", contexts=(tile + 1, 1100), window=narrow,
              far_pages=True),
         _peaked_case(problem, tile, narrow),
+        _deep_case(problem, knobs),
     ]  # fmt: skip
+
+
+def _quantised_cases(problem: Problem, tile: int, *, emulated: bool) -> list[Case]:
+    """What only an fp8 cache can get wrong: extreme scales, and a 16-bit query's way to fp16 or fp8."""
+    if not problem.kv_dtype.startswith("fp8"):
+        return []
+    length = problem.query_length
+    window = 128 if problem.windowed else 0
+    mixed = (tile,) if emulated else (1, tile + length, 300)
+    cases = []
+    if problem.kv_quant != "none":
+        scaled = (20, tile) if emulated else (1, 20, 2 * tile + 1, 40, 300, 1100, length, 70, 700)
+        cases = [Case(name="random/extreme_scales", kind="random", contexts=scaled, window=window,
+                      row_scales=True, extreme_scales=True, checks_lse=True)]  # fmt: skip
+    if problem.query_dtype in LARGE_ROWS:
+        cases += [
+            Case(name=f"random/{name}_rows", kind="random", contexts=mixed, window=window, scale_factor=2.0,
+                 query_log2=rows[problem.query_dtype])
+            for name, rows in (("large", LARGE_ROWS), ("small", SMALL_ROWS))
+        ]  # fmt: skip
+        if problem.fp8_math:
+            cases += [Case(name="random/rounded_query", kind="random", contexts=mixed, window=window,
+                           scale_factor=0.5, rounded_query=True)]  # fmt: skip
+    return cases
+
+
+def _capped(case: Case) -> Case:
+    """The case with a cap that changes its weights, its LSE, or (markers) nothing."""
+    if case.kind == "markers":
+        return replace(case, softcap=CAP_MARKERS)
+    if case.kind == "peaked":
+        return replace(case, softcap=CAP_PEAKED, sink=CAPPED_SINK, checks_lse=True)
+    # rounding the query to fp8 moves a score by 2.6 % of its spread, which larger scores would turn into more than the tolerance
+    factor = case.scale_factor * (1.0 if case.rounded_query else CAPPED_SCALE)
+    return replace(case, softcap=CAP_RANDOM, scale_factor=factor, checks_lse=not case.rounded_query)
 
 
 def _emulated_cases(problem: Problem, tile: int) -> list[Case]:
@@ -179,7 +249,7 @@ def _emulated_cases(problem: Problem, tile: int) -> list[Case]:
             Case(name="random/window128", kind="random", contexts=(129, 1024), window=128, kv_heads=2,
                  sink=SINK_COMPARABLE, checks_lse=True),
             Case(name="random/crossing", kind="random", contexts=(1100,), window=tile + 3, scale_factor=1.5,
-                 shared_pages=True),
+                 shared_pages=True, row_scales=True),
             Case(name="random/beyond", kind="random", contexts=(several_tiles,), window=BEYOND_CONTEXT,
                  sink=SINK_NEGLIGIBLE, shared_pages=True),
             Case(name="peaked/window128", kind="peaked", contexts=(1088,), peaks=(960,), window=128,
@@ -197,7 +267,7 @@ def _emulated_cases(problem: Problem, tile: int) -> list[Case]:
         Case(name="random/heads", kind="random", contexts=(tile + 1,), kv_heads=2, sink=SINK_COMPARABLE,
              checks_lse=True),
         Case(name="random/pages", kind="random", contexts=page_edge, scale_factor=1.5, sink=SINK_NEGLIGIBLE,
-             shared_pages=True),
+             shared_pages=True, row_scales=True),
         Case(name="peaked/tile", kind="peaked", contexts=(tile + length,), peaks=(tile,), sink=SINK_DOMINANT,
              repeats=1),
     ]  # fmt: skip
@@ -235,136 +305,3 @@ def seed_plan_cases(*, longest: int = LONGEST_ON_DEVICE) -> list[SeedCase]:
             )
             plan.append(SeedCase(problem=problem, partition_tokens=256, case=case))
     return plan
-
-
-def build_inputs(case: Case, problem: Problem, device: torch.device) -> DecodeInputs:
-    """The poisoned tensors of a case; the same on every call."""
-    generator = torch.Generator(device).manual_seed(case.seed)
-    table, used = _pages_of(case, problem, device)
-    slots = used.nonzero()  # [used slots, (page, slot)]
-    rows = len(case.contexts) * problem.query_length
-    heads, head_dim = case.kv_heads * problem.qg, problem.head_dim
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, device=device)
-
-    def cache(used_values: torch.Tensor, *, is_value: bool) -> torch.Tensor:
-        logical = torch.full((*used.shape, case.kv_heads, head_dim), torch.nan, device=device)
-        logical[slots[:, 0], slots[:, 1]] = used_values
-        stored = logical.to(TORCH_DTYPES[problem.kv_dtype])
-        return to_layout(stored, problem.kv_layout, is_value=is_value)
-
-    query, keys = normal(rows, heads, head_dim), normal(len(slots), case.kv_heads, head_dim)
-    values = normal(len(slots), case.kv_heads, head_dim)
-    if case.kind == "markers":
-        query = torch.zeros_like(query)
-        values = _markers(slots[:, 0] * problem.block_size + slots[:, 1], case.kv_heads, head_dim)
-    elif case.kind == "peaked":
-        direction = normal(head_dim).sign()
-        query = direction + 0.25 * query
-        keys[_peak_slots(case, problem, table, slots)] = PEAK * direction
-    key_cache, value_cache = cache(keys, is_value=False), cache(values, is_value=True)
-    if case.far_pages:
-        key_cache, value_cache = _spread(key_cache, value_cache)
-    sinks = case.sink + 0.5 * normal(heads)
-    fused = torch.nn.functional.pad(
-        query, (0, 0, 0, 2 * case.kv_heads), value=torch.nan
-    )  # as q of a q|k|v tensor
-    return DecodeInputs(
-        query=fused.to(TORCH_DTYPES[problem.query_dtype])[:, :heads],
-        key_cache=key_cache,
-        value_cache=value_cache,
-        block_tables=table,
-        context_lengths=torch.tensor(case.contexts, dtype=torch.int32, device=device),
-        softmax_scale=case.scale_factor * head_dim**-0.5,
-        query_length=problem.query_length,
-        sliding_window=case.window,
-        sinks=sinks.to(torch.bfloat16) if problem.sinks else None,
-        **_scales(case, problem, used, generator),
-    )
-
-
-def _spread(key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both caches in one buffer, with a page stride that puts the last page but one beyond 32-bit offsets. The gaps are never touched."""
-    pages, page_elements = key.shape[0], key[0].numel()
-    stride = 16 * -(-INT32_ELEMENTS // (16 * (pages - 2)))
-    buffer = torch.empty(
-        (pages - 1) * stride + 2 * page_elements, dtype=key.dtype, device=key.device
-    )
-    far_key, far_value = (
-        buffer.as_strided(near.shape, (stride, *near.stride()[1:]), offset).copy_(near)
-        for near, offset in ((key, 0), (value, page_elements))
-    )
-    return far_key, far_value
-
-
-def _pages_of(
-    case: Case, problem: Problem, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Block tables, a slice of wider rows, and which slots hold tokens that are seen, [pages, block_size].
-
-    The first and the last page are nobody's.
-    """
-    rng = random.Random(case.seed)
-    block = problem.block_size
-    pieces = []  # (sequence, table column, first slot, end slot)
-    for sequence, context in enumerate(case.contexts):
-        first = first_seen(context, problem, case.window)
-        for column in range(first // block, -(-context // block)):
-            begin = column * block
-            pieces.append((sequence, column, max(first - begin, 0), min(context - begin, block)))
-    full = sum(end - begin == block for _, _, begin, end in pieces)
-    pool_size = max(1, full // 2) if case.shared_pages and full else 0
-    pages = list(range(1, 1 + len(pieces) + (pool_size - full if pool_size else 0)))
-    rng.shuffle(pages)
-    pool, own = pages[:pool_size], iter(pages[pool_size:])
-    width = 1 + max(-(-context // block) for context in case.contexts)
-    table = torch.full((len(case.contexts), width + 2), UNUSED_ENTRY, dtype=torch.int32)
-    used = torch.zeros(len(pages) + 2, block, dtype=torch.bool)
-    for sequence, column, begin, end in pieces:
-        page = rng.choice(pool) if pool and end - begin == block else next(own)
-        table[sequence, column] = page
-        used[page, begin:end] = True
-    return table.to(device)[:, :width], used.to(device)
-
-
-def _markers(slot_ids: torch.Tensor, kv_heads: int, head_dim: int) -> torch.Tensor:
-    """Values [slots, kv_heads, head_dim] with two ones each: one half of the channels counts slots modulo that half, the other counts
-    runs of slots modulo a prime, so that no tile or page (powers of two) looks like another.
-    """
-    half = head_dim // 2
-    prime = {32: 31, 64: 61}[half]
-    ids = slot_ids[:, None] + 13 * torch.arange(kv_heads, device=slot_ids.device)
-    channels = torch.stack((ids % half, half + ids // half % prime), dim=-1)
-    return torch.zeros(*ids.shape, head_dim, device=ids.device).scatter_(-1, channels, 1.0)
-
-
-def _peak_slots(
-    case: Case, problem: Problem, table: torch.Tensor, slots: torch.Tensor
-) -> torch.Tensor:
-    """Row of ``slots`` that holds each sequence's peak token."""
-    block = problem.block_size
-    wanted = [int(table[b, t // block]) * block + t % block for b, t in enumerate(case.peaks)]
-    return torch.searchsorted(slots[:, 0] * block + slots[:, 1], torch.tensor(wanted).to(slots))
-
-
-def _scales(
-    case: Case, problem: Problem, used: torch.Tensor, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """The scales that the problem has: off 1, but 1 for markers, whose sums stay exact; NaN where no token is seen."""
-    device, scales = used.device, {}
-    if problem.query_dtype.startswith("fp8"):
-        scales["query_scale"] = torch.tensor([0.75], device=device)
-    if problem.kv_quant == "none":
-        return scales
-    for name in ("key_scale", "value_scale"):
-        shape = (1,) if problem.kv_quant == "per_tensor" else (*used.shape, case.kv_heads, 1)
-        scale = 0.5 + torch.rand(shape, generator=generator, device=device)
-        if case.kind == "markers":
-            scale = torch.ones_like(scale)
-        if problem.kv_quant == "per_token":
-            scale = to_layout(
-                torch.where(used[:, :, None, None], scale, torch.nan), "hnd", is_value=False
-            )
-        scales[name] = scale
-    return scales

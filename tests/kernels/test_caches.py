@@ -23,7 +23,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["aiter", "nhd", "hnd"])
+@pytest.mark.parametrize("layout", ["aiter", "aiter_5d", "nhd", "hnd"])
 @pytest.mark.parametrize("is_value", [False, True])
 def test_round_trip(dtype: torch.dtype, layout: str, is_value: bool) -> None:
     logical = logical_cache(dtype)
@@ -48,6 +48,24 @@ def test_aiter_elements_are_where_the_spec_says(dtype: torch.dtype, x: int) -> N
         assert float(value[page, head, channel, slot]) == expected
 
 
+@pytest.mark.parametrize(("dtype", "x"), [(torch.bfloat16, 8), (torch.float8_e4m3fn, 16)])
+def test_5d_values_are_runs_of_tokens(dtype: torch.dtype, x: int) -> None:
+    block = 32  # more than one run at either width
+    logical = torch.randn(PAGES, block, HEADS, DIM, generator=torch.Generator().manual_seed(2)).to(
+        dtype
+    )
+    value = to_layout(logical, "aiter_5d", is_value=True)
+    assert value.shape == (PAGES, HEADS, block // x, DIM, x)
+    assert value.is_contiguous()
+    for page, head, slot, channel in ((0, 0, 0, 0), (2, 1, 31, 63), (1, 0, 9, 17), (2, 1, 16, 40)):
+        expected = float(logical[page, slot, head, channel])
+        assert float(value[page, head, slot // x, channel, slot % x]) == expected
+    back = from_layout(value, "aiter_5d", is_value=True)
+    assert torch.equal(bits(back), bits(logical))
+    keys = [to_layout(logical, name, is_value=False) for name in ("aiter", "aiter_5d")]
+    assert torch.equal(bits(keys[0]), bits(keys[1]))
+
+
 def test_strided_layouts_differ_in_memory_only() -> None:
     logical = logical_cache(torch.bfloat16)
     nhd, hnd = (to_layout(logical, name, is_value=False) for name in ("nhd", "hnd"))
@@ -69,7 +87,8 @@ def test_scales_have_one_channel() -> None:
 def test_an_unknown_layout_is_refused() -> None:
     logical = logical_cache(torch.bfloat16)
     with pytest.raises(
-        InvalidValueError, match="kv_layout='bshd' is not allowed; allowed: aiter, nhd, hnd"
+        InvalidValueError,
+        match="kv_layout='bshd' is not allowed; allowed: aiter, aiter_5d, nhd, hnd",
     ):
         to_layout(logical, "bshd", is_value=False)
     with pytest.raises(InvalidValueError, match="kv_layout"):

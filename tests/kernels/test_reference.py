@@ -33,6 +33,8 @@ def make_inputs(
     quant: str = "none",
     sinks: bool = False,
     scale: float = 0.125,
+    softcap: float = 0.0,
+    row_scales: bool = True,
 ) -> DecodeInputs:
     """Unused slots are NaN, unused table entries are 2^30, pages are permuted."""
     generator = torch.Generator().manual_seed(len(contexts) * 7 + length)
@@ -71,7 +73,10 @@ def make_inputs(
         query_length=length,
         sliding_window=window,
         sinks=torch.randn(heads, generator=generator).to(torch.bfloat16) if sinks else None,
-        query_scale=per_row if query_dtype.startswith("fp8") else None,
+        query_scale=(per_row if row_scales else per_row[0, 0])
+        if query_dtype.startswith("fp8")
+        else None,
+        softcap=softcap,
         key_scale=scales(),
         value_scale=scales(),
     )
@@ -93,14 +98,18 @@ def scalar_row(inputs: DecodeInputs, b: int, i: int, head: int) -> tuple[list[fl
 
     query = inputs.query[row, head].double()
     if inputs.query_scale is not None:
-        query = query * float(inputs.query_scale[row, head, 0])
+        per_row = inputs.query_scale.numel() > 1
+        query = query * float(inputs.query_scale[row, head, 0] if per_row else inputs.query_scale)
     scores, values = [], []
     for k in range(context):
         if k > position or (inputs.sliding_window and k <= position - inputs.sliding_window):
             continue
         page, slot = int(inputs.block_tables[b, k // BLOCK]), k % BLOCK
         product = float(query @ key[page, slot, kv_head].double())
-        scores.append(inputs.softmax_scale * scale_of(inputs.key_scale, page, slot) * product)
+        score = inputs.softmax_scale * scale_of(inputs.key_scale, page, slot) * product
+        if inputs.softcap:
+            score = inputs.softcap * math.tanh(score / inputs.softcap)
+        scores.append(score)
         values.append(
             value[page, slot, kv_head].double() * scale_of(inputs.value_scale, page, slot)
         )
@@ -145,6 +154,22 @@ def assert_matches_scalar_formula(inputs: DecodeInputs) -> None:
         {"kv_dtype": "fp8_e4m3fn", "query_dtype": "fp8_e4m3fn", "quant": "per_token"},
         {"kv_dtype": "fp8_e4m3fnuz", "query_dtype": "fp16"},
         {"kv_dtype": "fp16", "query_dtype": "fp16", "qg": 1, "kv_heads": 3, "scale": 1.0},
+        {
+            "kv_dtype": "fp8_e4m3fn",
+            "query_dtype": "fp8_e4m3fn",
+            "row_scales": False,
+            "quant": "per_tensor",
+        },
+        {"layout": "aiter_5d", "length": 16, "qg": 1},
+        {"layout": "aiter_5d", "kv_dtype": "fp8_e4m3fn", "quant": "per_token", "window": 9},
+        {"softcap": 2.0, "sinks": True, "scale": 0.5},
+        {
+            "softcap": 1.0,
+            "kv_dtype": "fp8_e4m3fn",
+            "quant": "per_token",
+            "window": 9,
+            "sinks": True,
+        },
     ],
     ids=str,
 )
@@ -157,15 +182,17 @@ def test_it_is_the_formula(options: dict[str, Any]) -> None:
     contexts=st.lists(st.integers(0, 50), min_size=1, max_size=3),
     length=st.integers(1, 4),
     window=st.integers(0, 55),
-    layout=st.sampled_from(["aiter", "nhd", "hnd"]),
+    layout=st.sampled_from(["aiter", "aiter_5d", "nhd", "hnd"]),
     sinks=st.booleans(),
+    softcap=st.sampled_from([0.0, 0.5, 3.0]),
 )
 def test_it_is_the_formula_everywhere(
-    contexts: list[int], length: int, window: int, layout: str, sinks: bool
+    contexts: list[int], length: int, window: int, layout: str, sinks: bool, softcap: float
 ) -> None:
     inputs = make_inputs(
-        tuple(contexts), length=length, window=window, layout=layout, sinks=sinks, kv_heads=2, qg=1
-    )
+        tuple(contexts), length=length, window=window, layout=layout, sinks=sinks, kv_heads=2, qg=1,
+        softcap=softcap,
+    )  # fmt: skip
     assert_matches_scalar_formula(inputs)
 
 
@@ -231,6 +258,72 @@ def test_a_huge_sink_does_not_overflow() -> None:
     out, lse = reference_decode(huge)
     assert not out.any()
     assert lse.isfinite().all()
+
+
+def two_tokens(**changes: Any) -> DecodeInputs:
+    """One row over two tokens with keys (2, 0, ...) and (0, 4, ...) and values 1 and 3 in every channel, all in fp8; query (1, 1, 0, ...)."""
+    query = torch.zeros(1, 1, HEAD_DIM)
+    query[..., :2] = 1.0
+    key, value = torch.zeros(2, BLOCK, 1, HEAD_DIM), torch.zeros(2, BLOCK, 1, HEAD_DIM)
+    key[1, 0, 0, 0], key[1, 1, 0, 1] = 2.0, 4.0
+    value[1, 0], value[1, 1] = 1.0, 3.0
+    inputs = DecodeInputs(
+        query=query.to(torch.float8_e4m3fn),
+        key_cache=to_layout(key.to(torch.float8_e4m3fn), "aiter_5d", is_value=False),
+        value_cache=to_layout(value.to(torch.float8_e4m3fn), "aiter_5d", is_value=True),
+        block_tables=torch.tensor([[1]], dtype=torch.int32),
+        context_lengths=torch.tensor([2], dtype=torch.int32),
+        softmax_scale=0.5,
+    )
+    return replace(inputs, **changes)
+
+
+def per_token(first: float, second: float) -> torch.Tensor:
+    scale = torch.full((2, 1, BLOCK, 1), torch.nan)
+    scale[1, 0, :2, 0] = torch.tensor([first, second])
+    return scale
+
+
+# scores, then weights of values 1 and 3, computed by hand: score_k = 0.5 * query_scale * key_scale_k * (2 or 4)
+HAND_COMPUTED: list[tuple[dict[str, Any], tuple[float, float], tuple[float, float]]] = [
+    ({}, (1.0, 2.0), (1.0, 3.0)),
+    ({"key_scale": torch.tensor([3.0]), "value_scale": torch.tensor([10.0])}, (3.0, 6.0), (10.0, 30.0)),
+    ({"key_scale": per_token(4.0, 0.5), "value_scale": per_token(7.0, 0.1)}, (4.0, 1.0), (7.0, 0.3)),
+    ({"query_scale": torch.tensor([0.25])}, (0.25, 0.5), (1.0, 3.0)),
+    ({"query_scale": torch.tensor([[[0.25]]]), "key_scale": per_token(4.0, 0.5), "value_scale": per_token(7.0, 0.1)},
+     (1.0, 0.25), (7.0, 0.3)),
+    ({"softcap": 1.5}, (1.5 * math.tanh(1 / 1.5), 1.5 * math.tanh(2 / 1.5)), (1.0, 3.0)),
+    ({"softcap": 1.5, "key_scale": torch.tensor([3.0]), "value_scale": torch.tensor([10.0])},
+     (1.5 * math.tanh(3 / 1.5), 1.5 * math.tanh(6 / 1.5)), (10.0, 30.0)),
+    ({"fp8_math": True}, (1.0, 2.0), (1.0, 3.0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "scores", "values"), HAND_COMPUTED)
+@pytest.mark.parametrize("sink", [None, 4.0])
+def test_two_tokens_by_hand(
+    changes: dict[str, Any],
+    scores: tuple[float, float],
+    values: tuple[float, float],
+    sink: float | None,
+) -> None:
+    inputs = two_tokens(**changes, sinks=None if sink is None else torch.tensor([sink]))
+    out, lse = reference_decode(inputs, dtype=torch.float64)
+    weights = [math.exp(score) for score in scores]
+    total = sum(weights) + (0.0 if sink is None else math.exp(sink))  # the sink is never capped
+    expected = sum(w * v for w, v in zip(weights, values, strict=True)) / total
+    assert out.flatten().tolist() == pytest.approx([expected] * HEAD_DIM, rel=1e-6)
+    assert float(lse) == pytest.approx(math.log(sum(weights)), rel=1e-6)
+
+
+def test_a_large_cap_changes_nothing_and_a_small_one_levels_the_scores() -> None:
+    inputs = make_inputs((40, 3), sinks=True)
+    out, lse = reference_decode(inputs, dtype=torch.float64)
+    same, same_lse = reference_decode(replace(inputs, softcap=1e6), dtype=torch.float64)
+    torch.testing.assert_close(same, out)
+    torch.testing.assert_close(same_lse, lse)
+    _, level = reference_decode(replace(inputs, softcap=1e-9), dtype=torch.float64)
+    torch.testing.assert_close(level, torch.tensor([[40.0], [3.0]]).log().double().expand(2, 6))
 
 
 def test_float32_is_close_to_float64() -> None:

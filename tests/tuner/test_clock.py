@@ -1,131 +1,32 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
 
+from patune.kernels.calls import KernelCall
+from patune.kernels.knobs import HopperKnobs
 from patune.problem import Problem, Workload
+from patune.target import Target
+from patune.tuner import clock
 from patune.tuner.clock import (
     GRAPH_US,
     MAX_CALLS,
     RACE_REPLAYS,
     REPLAYS,
+    Bench,
     race,
     rounds_for,
     summarise,
 )
-from patune.tuner.rotation import (
-    COLD_B,
-    MAX_SETS,
-    FlatPool,
-    make_inputs,
-    make_tables,
-    plan_rotation,
-)
+from patune.tuner.rotation import FlatPool
 
 CPU = torch.device("cpu")
-PROBLEM = Problem(block_size=64, head_dim=128, qg=8)
-MEMORY_B = 100_000_000_000
-
-
-@pytest.mark.parametrize(
-    ("batch", "context", "sets"),
-    [
-        (1, 4096, 27),  # 16.8 MB
-        (16, 4096, 4),  # 268 MB: two would do, at least four are used
-        (128, 4096, 2),  # 2.1 GB
-        (128, 32768, 2),
-    ],
-)
-def test_sets_add_up_to_a_cold_l2(batch, context, sets):
-    workload = Workload(batch=batch, kv_heads=8, context=context)
-    rotation = plan_rotation(PROBLEM, workload, MEMORY_B)
-    assert rotation.sets == sets
-    assert rotation.pool_pages * rotation.page_b == sets * workload.kv_bytes(PROBLEM) >= COLD_B
-    assert not rotation.flushes
-
-
-def test_tiny_sets_are_flushed_instead():
-    rotation = plan_rotation(PROBLEM, Workload(batch=1, kv_heads=1, context=100), MEMORY_B)
-    assert (rotation.sets, rotation.table_pages) == (MAX_SETS, 2)
-    assert rotation.flushes
-
-
-def test_short_memory_means_fewer_pages_not_fewer_sets():
-    workload = Workload(batch=128, kv_heads=8, context=32768)
-    rotation = plan_rotation(PROBLEM, workload, 8_000_000_000)
-    assert rotation.sets == 2
-    assert rotation.pool_pages == 8_000_000_000 // rotation.page_b
-    assert not rotation.flushes
-
-
-def test_only_the_pages_of_a_window_count():
-    problem = dataclasses.replace(PROBLEM, windowed=True, query_length=4)
-    workload = Workload(
-        batch=16, kv_heads=8, context=128
-    )  # the window; sequences are four times as long
-    rotation = plan_rotation(problem, workload, MEMORY_B)
-    assert (rotation.table_pages, rotation.first_page) == (8, 5)  # 131 tokens: three pages
-    assert rotation.pool_pages == rotation.sets * 16 * 3
-
-
-def test_tables_are_aligned_disjoint_permutations():
-    workload = Workload(batch=3, kv_heads=8, context=4000)
-    rotation = plan_rotation(PROBLEM, workload, MEMORY_B)
-    tables = make_tables(rotation, 3, CPU)
-    assert len(tables) == rotation.sets
-    assert {t.shape for t in tables} == {(3, 63)}
-    assert {t.dtype for t in tables} == {torch.int32}
-    assert {t.data_ptr() % 16 for t in tables} == {tables[0].data_ptr() % 16}
-    pages = torch.cat([t.flatten() for t in tables])
-    assert sorted(pages.tolist()) == list(range(rotation.pool_pages))
-    assert pages.tolist() != sorted(pages.tolist())
-    again = make_tables(rotation, 3, CPU)
-    assert all(torch.equal(a, b) for a, b in zip(tables, again, strict=True))
-
-
-def test_windowed_tables_give_each_set_its_own_visible_pages():
-    problem = dataclasses.replace(PROBLEM, windowed=True)
-    workload = Workload(batch=2, kv_heads=1, context=64)
-    rotation = dataclasses.replace(plan_rotation(problem, workload, MEMORY_B), sets=3, pool_pages=6)
-    tables = make_tables(rotation, 2, CPU)
-    visible = torch.cat([t[:, rotation.first_page :].flatten() for t in tables])
-    assert sorted(visible.tolist()) == list(range(6))
-    assert all(int(t.min()) >= 0 and int(t.max()) < 6 for t in tables)
-
-
-@pytest.mark.parametrize("layout", ["aiter", "nhd", "hnd"])
-@pytest.mark.parametrize("windowed", [False, True])
-def test_inputs_pose_the_problem_and_the_workload(layout, windowed):
-    problem = dataclasses.replace(
-        PROBLEM, kv_layout=layout, query_length=2, sinks=True, windowed=windowed
-    )
-    workload = Workload(batch=2, kv_heads=2, context=128)
-    memory_b = 40 * 2 * 2 * 64 * 128 * 2
-    rotation = plan_rotation(problem, workload, memory_b)
-    assert rotation.pool_pages == 40
-    pool = FlatPool(CPU)
-    inputs = make_inputs(problem, workload, rotation, pool, make_tables(rotation, 2, CPU)[0])
-    assert inputs.problem == problem
-    assert inputs.key_cache.shape[0] == inputs.value_cache.shape[0] == 40
-    tokens = 512 if windowed else 128
-    assert inputs.context_lengths.tolist() == [tokens, tokens]
-    assert inputs.sliding_window == (128 if windowed else 0)
-    assert inputs.block_tables.shape == (2, tokens // 64)
-    assert pool.held_b == memory_b
-    key, value = inputs.key_cache.float(), inputs.value_cache.float()
-    assert abs(float(key.std()) - 1) < 0.02
-    assert not torch.equal(key.flatten(), value.flatten())
-
-
-def test_the_pool_is_shared_and_grows():
-    pool = FlatPool(CPU)
-    first = pool.take(torch.bfloat16, 100)
-    assert pool.take(torch.bfloat16, 60).data_ptr() == first.data_ptr()
-    assert (pool.take(torch.bfloat16, 200).numel(), pool.held_b) == (200, 400)
-    assert pool.take(torch.float16, 10).dtype == torch.float16
+PROBLEM = Problem(block_size=16, head_dim=64, qg=2, kv_layout="hnd")
+WORKLOAD = Workload(batch=2, kv_heads=1, context=32)
+SPLIT = HopperKnobs(partition_tokens=64, num_splits=2, num_stages=1, num_warps=4)
 
 
 def test_rounds_make_a_graph_long_enough():
@@ -157,3 +58,94 @@ def test_a_timing_has_the_median_the_spread_and_the_share_of_the_ceiling():
     assert timing.read_fraction == pytest.approx(0.5)  # 96 MB in 96 us are 1000 GB/s
     alone = summarise([5.0], moved_b=0, ceiling_gb_s=1.0)
     assert (alone.p20_us, alone.median_us, alone.p80_us) == (5.0, 5.0, 5.0)
+
+
+class Graph:
+    """Stands for a captured graph: replaying it runs the steps and takes a microsecond each."""
+
+    def __init__(self, steps, flush, warm_up_us):
+        self.steps, self.flush, self.warm_up_us = steps, flush, warm_up_us
+
+    def replay_us(self):
+        for step in self.steps:
+            step()
+        return 1.0
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """What a bench on the CPU launched: (inputs, workspace as found)."""
+    seen = []
+
+    class Kernel:
+        def __init__(self, inputs, out, workspace):
+            self.of = inputs, out, workspace
+
+        def __getitem__(self, grid):
+            return self.launch
+
+        def launch(self):
+            inputs, out, workspace = self.of
+            seen.append((inputs, workspace.clone(), bool(out.isnan().all())))
+            workspace.fill_(math.nan)
+            out.fill_(len(seen))
+
+    def plan_decode(inputs, knobs, target, *, out, workspace):
+        kernel = Kernel(inputs, out, workspace)
+        return [KernelCall(kernel=kernel, grid=(1, 1, 1), arguments={}, constants={})]
+
+    monkeypatch.setattr(clock, "plan_decode", plan_decode)
+    monkeypatch.setattr(clock, "record", Graph)
+    monkeypatch.setattr(clock, "MEMORY_SHARE", 1.0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * 2 * 2 * 4096, 0))
+    return seen
+
+
+def make_bench(problem=PROBLEM, **options):
+    target = Target.named("sm_90")
+    pool = FlatPool(CPU)
+    return Bench(problem, WORKLOAD, target, pool, device=CPU, ceiling_gb_s=4600.0, **options)
+
+
+def test_calls_share_table_lengths_query_and_output_but_not_the_cache(launches):
+    bench = make_bench(lengths=(17, 32))
+    assert (bench.rotation.sets, bench.rotation.set_pages) == (5, 4)
+    bench.record(SPLIT).replay_us()
+    assert len(launches) == 5
+    for name in ("block_tables", "context_lengths", "query"):
+        assert len({getattr(inputs, name).data_ptr() for inputs, _, _ in launches}) == 1
+    assert len({inputs.key_cache.data_ptr() for inputs, _, _ in launches}) == 5
+    assert launches[0][0].context_lengths.tolist() == [17, 32]
+
+
+def test_output_is_the_second_launch_over_nan(launches):
+    out = make_bench().output(SPLIT)
+    assert (out.dtype, out.shape) == (torch.bfloat16, (2, 2, 64))
+    assert [poisoned for _, _, poisoned in launches] == [True, True]
+    assert out.unique().tolist() == [2.0]
+
+
+def test_fp8_queries_give_bf16_outputs(launches):
+    problem = Problem(
+        block_size=16,
+        head_dim=64,
+        qg=2,
+        kv_layout="hnd",
+        query_dtype="fp8_e4m3fn",
+        kv_dtype="fp8_e4m3fn",
+    )
+    assert make_bench(problem).output(SPLIT).dtype == torch.bfloat16
+
+
+def test_small_rotations_are_flushed(launches, monkeypatch):
+    monkeypatch.setattr(clock, "flush_buffer", lambda device: torch.zeros(3))
+    assert make_bench().record(SPLIT, warm_up_us=7.0).flush.numel() == 3
+    assert make_bench().record(SPLIT, warm_up_us=7.0).warm_up_us == 7.0
+
+
+def test_finalists_take_turns_and_bytes_are_those_of_the_real_lengths(launches):
+    bench = make_bench(lengths=(17, 32))
+    first, second = bench.retime([SPLIT, SPLIT])
+    assert (first.median_us, first.replays, second.replays) == (1.0, REPLAYS, REPLAYS)
+    assert first.read_fraction == pytest.approx(49 * 2 * 64 * 2 / 1e-6 / 4600e9)
+    assert bench.time(SPLIT).median_us == 1.0

@@ -42,6 +42,36 @@ def test_the_read_ceiling_is_what_the_part_can_do():
     assert 1500 < read_ceiling_gb_s(1 << 30) < 5000  # H100 to H200
 
 
+def test_cold_reads_take_longer_the_larger_and_never_beat_the_part():
+    from patune.tuner.read_ceiling import measure_read_ladder
+
+    ladder = measure_read_ladder((1 << 20, 1 << 24, 1 << 28))
+    times = [read.median_us for read in ladder.reads]
+    assert times == sorted(times)
+    assert 0.5 < times[0] < 10.0  # a graph node alone takes 0.75 us on an H200
+    assert ladder.ceiling_gb_s < 5000
+
+
+def test_ragged_sequences_are_read_in_proportion(target, bench):
+    from patune.tuner.clock import Bench
+    from patune.tuner.rotation import FlatPool
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    ragged = Bench(
+        PROBLEM,
+        WORKLOAD,
+        target,
+        FlatPool(device),
+        device=device,
+        ceiling_gb_s=4600.0,
+        lengths=(64, 100, 4096, 17),
+    )
+    knobs = default_knobs(PROBLEM, WORKLOAD, target)
+    assert ragged.rotation.kv_b < bench.rotation.kv_b / 3
+    assert ragged.output(knobs).isfinite().all()
+    assert ragged.time(knobs).median_us < 1.1 * bench.time(knobs).median_us
+
+
 def test_a_step_is_timed_and_two_measurements_agree(target, bench):
     knobs = default_knobs(PROBLEM, WORKLOAD, target)
     timing = bench.time(knobs)

@@ -10,15 +10,18 @@ import pytest
 import torch
 
 from patune.kernels.caches import from_layout
-from patune.kernels.knobs import CdnaKnobs
+from patune.kernels.hopper_copy import PAGE_SLOTS
+from patune.kernels.knobs import CdnaKnobs, HopperKnobs
 from patune.kernels.reference import reference_decode, visible_tokens
-from patune.problem import Problem
+from patune.problem import KV_LAYOUTS, Problem
+from patune.tuner.case_tensors import PRIMES, UNUSED_ENTRY, build_inputs
 from patune.tuner.cases import (
+    DEEPEST,
     EMULATED_BUDGET,
     LONGEST_ON_DEVICE,
-    UNUSED_ENTRY,
+    QUANTISED_BUDGET,
     Case,
-    build_inputs,
+    first_seen,
     gate_cases,
     seed_plan_cases,
     walked_tokens,
@@ -41,13 +44,17 @@ def make_knobs(tile: int, splits: int) -> CdnaKnobs:
 @pytest.mark.parametrize("tile", [64, 128, 256])
 @pytest.mark.parametrize("windowed", [False, True])
 def test_emulated_cases_stay_within_their_budget(tile: int, windowed: bool) -> None:
-    for page, length, splits in itertools.product((16, 128, 1024), (1, 2, 3, 4), (1, 4, 128)):
+    for page, length, splits in itertools.product((16, 128, 1024), (1, 2, 4, 16), (1, 4, 128)):
         problem = make_problem(block_size=page, query_length=length, windowed=windowed)
         knobs = make_knobs(tile, splits)
         cases = gate_cases(problem, knobs, emulated=True)
         costs = [walked_tokens(case, problem, tile) for case in cases]
         assert EMULATED_BUDGET // 4 < sum(costs) <= EMULATED_BUDGET
         assert [c.bit_length() for c in costs] == sorted(c.bit_length() for c in costs)
+        quantised = replace(problem, kv_dtype="fp8_e4m3fn", kv_quant="per_token", fp8_math=True)
+        more = gate_cases(replace(quantised, softcap=True), knobs, emulated=True)
+        total = sum(walked_tokens(case, problem, tile) for case in more)
+        assert sum(costs) < total <= EMULATED_BUDGET + QUANTISED_BUDGET
 
 
 def test_walked_tokens_are_whole_tiles_of_what_is_seen() -> None:
@@ -62,7 +69,14 @@ def test_walked_tokens_are_whole_tiles_of_what_is_seen() -> None:
 @pytest.mark.parametrize("emulated", [True, False])
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"query_length": 4}, {"windowed": True}, {"windowed": True, "query_length": 3}],
+    [
+        {},
+        {"query_length": 4},
+        {"windowed": True},
+        {"windowed": True, "query_length": 3},
+        {"query_length": 16, "head_dim": 256},
+        {"windowed": True, "query_length": 16, "head_dim": 256},
+    ],
     ids=str,
 )
 def test_every_list_has_the_edges(fields: dict[str, Any], emulated: bool) -> None:
@@ -86,8 +100,28 @@ def test_every_list_has_the_edges(fields: dict[str, Any], emulated: bool) -> Non
         assert all(case.window == 0 for case in cases)
     if not emulated:
         assert {1, length - 1, 127, 128, 129, 1023, 1024, 1025, 511, 512, 513} <= contexts
-        assert max(contexts) <= LONGEST_ON_DEVICE
+        assert sorted(contexts)[-2] <= LONGEST_ON_DEVICE < max(contexts)
         assert {2, 3, 4} <= {case.kv_heads for case in cases}
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+@pytest.mark.parametrize("tile", [64, 256])
+def test_every_ring_of_every_split_comes_round_in_the_deep_case(tile: int, windowed: bool) -> None:
+    problem = make_problem(block_size=256, windowed=windowed)
+    for splits, stages in ((1, 1), (6, 3), (16, 4), (128, 3)):
+        knobs = HopperKnobs(
+            partition_tokens=tile, num_splits=splits, num_stages=stages, num_warps=4
+        )
+        (deep,) = (c for c in gate_cases(problem, knobs, emulated=False) if c.name == "random/deep")
+        (context,) = deep.contexts
+        begin, end = first_seen(context, problem, deep.window) // tile, -(-context // tile)
+        fewest = len(range(begin + splits - 1, end, splits))
+        if splits * tile * (stages + 18) <= DEEPEST:
+            assert fewest > PAGE_SLOTS.value + stages
+        else:
+            assert fewest >= DEEPEST // tile // splits
+        assert context <= DEEPEST + tile + 3
+        assert (deep.window > 0) == windowed
 
 
 def seen_slots(case: Case, problem: Problem, table: torch.Tensor, pages: int) -> torch.Tensor:
@@ -102,21 +136,25 @@ def seen_slots(case: Case, problem: Problem, table: torch.Tensor, pages: int) ->
     return seen
 
 
-@pytest.mark.parametrize("layout", ["aiter", "nhd", "hnd"])
+@pytest.mark.parametrize("layout", KV_LAYOUTS)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kind", ["random", "markers"])
-def test_what_is_not_seen_is_poison(layout: str, shared: bool, kind: Any) -> None:
-    problem = make_problem(block_size=16, query_length=2, windowed=True, kv_layout=layout)
+@pytest.mark.parametrize("dtype", ["bf16", "fp8_e4m3fn", "fp8_e4m3fnuz"])
+def test_what_is_not_seen_is_poison(layout: str, shared: bool, kind: Any, dtype: str) -> None:
+    problem = make_problem(
+        block_size=16, query_length=2, windowed=True, kv_layout=layout, kv_dtype=dtype
+    )
     contexts = (0, 1, 16, 33, 100, 70)
     case = Case(
-        name="poison", kind=kind, contexts=contexts, window=20, kv_heads=2, shared_pages=shared
-    )
+        name="poison", kind=kind, contexts=contexts, window=20, kv_heads=2, shared_pages=shared,
+        interleaved=not shared,
+    )  # fmt: skip
     inputs = build_inputs(case, problem, CPU)
     assert inputs.problem == problem
     table, pages = inputs.block_tables, inputs.key_cache.shape[0]
     seen = seen_slots(case, problem, table, pages)
     for cache, is_value in ((inputs.key_cache, False), (inputs.value_cache, True)):
-        logical = from_layout(cache, layout, is_value=is_value)
+        logical = from_layout(cache, layout, is_value=is_value).float()
         assert torch.equal(logical.isnan().all(-1).all(-1), ~seen)
         assert torch.equal(logical.isnan().any(-1).any(-1), ~seen)
     assert not seen[0].any()
@@ -152,7 +190,7 @@ def test_inputs_are_the_same_on_every_call_and_differ_by_name() -> None:
 
 
 def test_markers_tell_every_token_and_every_run_of_tokens() -> None:
-    for head_dim in (64, 128):
+    for head_dim in (64, 128, 256):
         half = head_dim // 2
         problem = make_problem(head_dim=head_dim, block_size=16)
         case = Case(name="m", kind="markers", contexts=(3000,), kv_heads=1)
@@ -164,10 +202,10 @@ def test_markers_tell_every_token_and_every_run_of_tokens() -> None:
         assert torch.equal(marks[:, half:].sum(1), torch.ones(len(marks)))
         assert int(marks[:, :half].sum(0).max()) <= 3000 / half + 2
         codes = marks.view(-1, 16, head_dim).flatten(1)
-        assert len(codes.unique(dim=0)) == min(len(codes), half // 16 * {32: 31, 64: 61}[half])
+        assert len(codes.unique(dim=0)) == min(len(codes), half // 16 * PRIMES[half])
 
 
-@pytest.mark.parametrize("layout", ["aiter", "nhd", "hnd"])
+@pytest.mark.parametrize("layout", KV_LAYOUTS)
 def test_far_pages_lie_beyond_32_bit_offsets(layout: str) -> None:
     problem = make_problem(block_size=16, kv_layout=layout)
     near = Case(name="f", kind="random", contexts=(40, 17), kv_heads=2)
@@ -195,24 +233,6 @@ def test_the_peak_takes_the_weight() -> None:
     for sequence, token in enumerate(case.peaks):
         page = int(inputs.block_tables[sequence, token // 16])
         torch.testing.assert_close(out[sequence, 0], values[page, token % 16, 0].float())
-
-
-@pytest.mark.parametrize("quant", ["per_tensor", "per_token"])
-@pytest.mark.parametrize("dtype", ["fp8_e4m3fn", "fp8_e4m3fnuz"])
-def test_fp8_inputs_have_their_scales(quant: str, dtype: str) -> None:
-    problem = make_problem(block_size=16, query_dtype=dtype, kv_dtype=dtype, kv_quant=quant)
-    case = Case(name="q", kind="random", contexts=(40, 17), kv_heads=2)
-    inputs = build_inputs(case, problem, CPU)
-    assert inputs.problem == problem
-    assert inputs.key_scale is not None
-    assert inputs.value_scale is not None
-    assert inputs.query_scale is not None
-    out, lse = reference_decode(inputs)
-    assert out.isfinite().all()
-    assert lse.isfinite().all()
-    if quant == "per_token":
-        assert inputs.key_scale.isnan().any()
-        assert not torch.equal(inputs.key_scale.nan_to_num(), inputs.value_scale.nan_to_num())
 
 
 def test_the_seed_plan_is_complete() -> None:

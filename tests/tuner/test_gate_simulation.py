@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from simulated_operands import Operands
 
 from patune.errors import EmulatorError
-from patune.kernels.caches import from_layout
 from patune.kernels.calls import KernelCall
 from patune.kernels.knobs import CdnaKnobs
 from patune.kernels.plan import workspace_elements
 from patune.kernels.reference import reference_decode
 from patune.problem import Problem
 from patune.target import Target
-from patune.tuner.cases import Case, build_inputs
+from patune.tuner.case_tensors import build_inputs
+from patune.tuner.cases import Case
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,10 +42,9 @@ class CpuExecutor:
 
 
 @dataclass
-class Simulation:
-    """A split decode kernel in torch: whole tiles go to splits, partial results are merged. ``bug`` breaks it on purpose."""
+class Simulation(Operands):
+    """A split decode kernel in torch: whole tiles are dealt to splits in turn, partial results are merged. ``bug`` breaks it on purpose."""
 
-    bug: str = ""
     runs: int = field(default=0)
     caches: tuple[torch.Tensor, ...] = ()
 
@@ -65,14 +65,13 @@ class Simulation:
             assert workspace.shape == (needed,)
 
         self.runs = 0
-        self.caches = tuple(
-            from_layout(cache, inputs.kv_layout, is_value=is_value).float().contiguous()
-            for is_value, cache in enumerate((inputs.key_cache, inputs.value_cache))
-        )
+        self.caches = (self.read_key(inputs), self.read_value(inputs))
 
         def kernel() -> None:
             self.runs += 1
             self.decode(inputs, knobs.partition_tokens, knobs.num_splits, out, lse)
+            if self.bug == "cache written":
+                inputs.value_cache[-1] = 0
 
         return [KernelCall(kernel={(1, 1, 1): kernel}, grid=(1, 1, 1), arguments={}, constants={})]
 
@@ -113,16 +112,13 @@ class Simulation:
     def tiles(
         self, inputs: DecodeInputs, context: int, tile: int, splits: int, split: int
     ) -> range:
-        first = self.first(inputs, context)
-        tiles = -(-context // tile)
-        per_split = -(-(tiles - first // tile) // splits)
-        begin = first // tile + split * per_split
-        end = min(begin + per_split, tiles)
-        if self.bug == "tile twice" and split and first // tile < begin < end:
+        """Split s of n takes tiles first + s, first + s + n, ..."""
+        begin, end = self.first(inputs, context) // tile + split, -(-context // tile)
+        if self.bug == "tile twice" and split and begin < end:
             begin -= 1
-        if self.bug == "last tile lost" and tiles > 1 and end == tiles:
+        if self.bug == "last tile lost" and end > 1:
             end -= 1
-        return range(begin, end)
+        return range(begin, end, splits)
 
     def first(self, inputs: DecodeInputs, context: int) -> int:
         if not inputs.sliding_window:
@@ -144,20 +140,24 @@ class Simulation:
         first = self.first(inputs, context)
         if self.bug == "window wide":
             first = max(0, first - 1)
-        keys, values = self.load(inputs, sequence, token, first, context, tile)
+        keys, values, key_scale, value_scale = self.load(
+            inputs, sequence, token, first, context, tile
+        )
+        kept = (token >= first) & (token < context)
         if self.bug != "value tail unmasked":
-            values = torch.where(((token >= first) & (token < context))[:, None, None], values, 0.0)
+            values = torch.where(kept[:, None, None], values, 0.0)
+        if self.bug != "value scale tail unmasked":
+            value_scale = torch.where(kept[:, None], value_scale, 0.0)
         rows = slice(sequence * length, (sequence + 1) * length)
-        query = inputs.query[rows].float().view(length, inputs.kv_heads, -1, head_dim)
+        query, factor = self.query(inputs, rows)
         if self.bug == "heads interleaved":
-            query = (
-                inputs.query[rows]
-                .float()
-                .view(length, -1, inputs.kv_heads, head_dim)
-                .transpose(1, 2)
-            )
+            query = query.view(length, -1, inputs.kv_heads, head_dim).transpose(1, 2)
+        query = query.reshape(length, inputs.kv_heads, -1, head_dim)
         scale = 1.0 if self.bug == "scale missing" else inputs.softmax_scale
-        scores = scale * torch.einsum("lhgd,khd->lhgk", query, keys).flatten(1, 2)
+        scores = torch.einsum("lhgd,khd->lhgk", query, keys)
+        scores = scale * factor * (scores * key_scale.T[:, None]).flatten(1, 2)
+        if inputs.softcap:
+            scores = self.capped(inputs, scores)
         scores = torch.where(self.seen(inputs, token, context, tile)[:, None], scores, FLAT)
         if not len(token):
             return (
@@ -167,9 +167,8 @@ class Simulation:
             )
         top = scores.amax(-1)
         probs = torch.exp(scores - torch.where(top == FLAT, 0.0, top)[..., None])
-        probs16 = probs.to(inputs.query.dtype).float().view(length, inputs.kv_heads, -1, len(token))
-        acc = torch.einsum("lhgk,khd->lhgd", probs16, values).flatten(1, 2)
-        return top, probs.sum(-1), acc
+        grouped = probs.view(length, inputs.kv_heads, -1, len(token))
+        return top, probs.sum(-1), self.weigh(inputs, grouped, values, value_scale).flatten(1, 2)
 
     def seen(
         self, inputs: DecodeInputs, token: torch.Tensor, context: int, tile: int
@@ -201,7 +200,8 @@ class Simulation:
         first: int,
         context: int,
         tile: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
+        """Keys and values [tokens, Hkv, D] and their scales [tokens, Hkv]."""
         block = inputs.block_size
         table = inputs.block_tables[
             (sequence + 1) % inputs.batch if self.bug == "table row" else sequence
@@ -220,7 +220,10 @@ class Simulation:
         key, value = (cache[page, slot] for cache in self.caches)
         if self.bug == "keys of head 0":
             key = key[:, :1].expand_as(key)
-        return key, value
+        scaled_page = (
+            token // block % len(inputs.key_cache) if self.bug == "scale of wrong page" else page
+        )
+        return key, value, *self.scales(inputs, scaled_page, slot)
 
     def write(
         self,
@@ -238,6 +241,8 @@ class Simulation:
         logs = top + total.log()
         if inputs.sinks is not None:
             sinks = inputs.sinks.float()
+            if self.bug == "softcap on the sink":
+                sinks = inputs.softcap * torch.tanh(sinks / inputs.softcap)
             if self.bug == "sink scaled":
                 sinks = sinks * inputs.softmax_scale
             if self.bug == "sink per split":
