@@ -27,6 +27,6 @@ class KernelCall:
     constants: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
 
-    def launch(self) -> None:
-        """Compile if needed and launch on the current device's stream."""
-        self.kernel[self.grid](*self.arguments.values(), **self.constants, **self.options)
+    def launch(self) -> Any:
+        """Compile if needed and launch on the current device's stream; returns Triton's compiled kernel."""
+        return self.kernel[self.grid](*self.arguments.values(), **self.constants, **self.options)

@@ -119,7 +119,7 @@ def cdna_decode_kernel(
     sequence = gl.program_id(2)
     context = gl.load(context_ptr + sequence)
     first = first_visible(context, window, QUERY_LENGTH, WINDOWED)
-    begin, end = tile_range(context, first, split, num_splits, TILE)
+    begin, end = tile_range(context, first, split, TILE)
     table_ptr += sequence * stride_table
     key_ptr += kv_head * stride_key_head
     value_ptr += kv_head * stride_value_head
@@ -156,7 +156,7 @@ def cdna_decode_kernel(
             key_ptr, table_ptr, t_begin, first, context, stride_key_page,
             False, WARPS, TILE, HEAD_DIM, BLOCK_SIZE, RIGHT,
         )
-    for tile in range(begin, end):
+    for tile in range(begin, end, num_splits):
         t0 = tile * TILE
         if STAGES > 1:
             key = next_key
@@ -171,7 +171,7 @@ def cdna_decode_kernel(
         )
         if STAGES > 1:
             next_key = _load_tile(
-                key_ptr, table_ptr, gl.minimum(tile + 1, end - 1) * TILE, first, context, stride_key_page,
+                key_ptr, table_ptr, gl.minimum(tile + num_splits, end - 1) * TILE, first, context, stride_key_page,
                 False, WARPS, TILE, HEAD_DIM, BLOCK_SIZE, RIGHT,
             )
         scores = cdna3.mfma(query, key, no_scores)

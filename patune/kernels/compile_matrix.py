@@ -58,7 +58,7 @@ class CompileCase:
             inputs,
             self.knobs,
             self.target,
-            out=torch.empty_like(inputs.query),
+            out=torch.empty(inputs.query.shape, dtype=inputs.out_dtype),
             workspace=torch.empty(elements),
             lse=torch.empty(inputs.query.shape[:2]),
         )
@@ -80,6 +80,22 @@ def _problems() -> Iterator[Problem]:
                 yield replace(base, windowed=True, sinks=True)
             if page == 64:
                 yield replace(base, query_dtype="fp16", kv_dtype="fp16")
+    yield from _more_problems()
+
+
+def _more_problems() -> Iterator[Problem]:
+    """What only one family computes so far: 5-D values, head_dim 256, soft-capped scores, many query tokens, and fp8 caches in both maths."""
+    for layout, page in itertools.product(("aiter", "aiter_5d", "hnd"), (16, 64, 1024)):
+        base = Problem(block_size=page, head_dim=128, qg=8, kv_layout=layout)
+        yield replace(base, softcap=True)
+        yield replace(base, head_dim=256)
+        fp8 = replace(base, kv_dtype="fp8_e4m3fn", kv_quant="per_tensor")
+        yield from (fp8, replace(fp8, fp8_math=True))
+        yield replace(fp8, kv_quant="per_token", windowed=True, sinks=True, query_length=4)
+        yield replace(fp8, query_dtype="fp8_e4m3fn", fp8_math=True, kv_quant="per_token")
+        yield replace(fp8, head_dim=256 if page == 16 else 64)
+    yield Problem(block_size=64, head_dim=128, qg=4, query_length=16, kv_layout="hnd")
+    yield Problem(block_size=64, head_dim=256, qg=16, query_length=4, kv_layout="nhd")
 
 
 def _variants(problem: Problem, target: Target) -> Iterator[Knobs]:

@@ -17,15 +17,19 @@ def tiles_of(workload: Workload, partition_tokens: int) -> int:
     return -(-workload.context // partition_tokens)
 
 
-def default_splits(workload: Workload, target: Target, partition_tokens: int) -> int:
-    """About one workgroup per compute unit.
+def default_splits(
+    workload: Workload, target: Target, partition_tokens: int, per_unit: int = 1
+) -> int:
+    """About ``per_unit`` workgroups per compute unit.
 
-    128 workgroups on 132 SMs matched or beat 264 on every shape (H200, 2026-11-22), so rounding down is right.
+    128 workgroups on 132 SMs matched or beat 264 on every bf16 shape (H200, 2026-11-22), so rounding down is right.
     """
     return max(
         1,
         min(
-            target.compute_units // workload.walks, tiles_of(workload, partition_tokens), MAX_SPLITS
+            per_unit * target.compute_units // workload.walks,
+            tiles_of(workload, partition_tokens),
+            MAX_SPLITS,
         ),
     )
 
@@ -40,25 +44,7 @@ def default_knobs(problem: Problem, workload: Workload, target: Target) -> Hoppe
     family = target.limits.family
     rows = padded_rows(problem, family)
     if family == "hopper_wgmma":
-        # (64, 3, 4) is within 1.3 % of the best on page 16 HND, (128, 3, 4) on page 1024 AITER (H200, 2026-11-22).
-        tile = 128 if problem.block_size >= 1024 and rows <= 16 else 64
-        stages, warps = 3, 4
-        if problem.windowed and tile == 128 and rows == 8:
-            # A window has a tile or two, so a ring only costs workgroups per SM: window 128, batch 128, page 1024, 8 rows of 128:
-            # 21.9 us with one stage, 30.0 us with three (H200, 2026-11-22). With 16 rows one stage spills 8 B (Triton 3.9).
-            stages = 1
-        if (
-            rows > 32 and problem.head_dim >= 128
-        ):  # 64 rows at 4 warps spill 40 B, 8 warps are clean
-            tile, stages, warps = 128, 2, 8
-        splits = default_splits(workload, target, tile)
-        return HopperKnobs(
-            partition_tokens=tile,
-            num_splits=splits,
-            num_stages=stages,
-            num_warps=warps,
-            reduce_chunk=_reduce_chunk(splits),
-        )
+        return _hopper_knobs(problem, workload, target, rows)
     # 32 tokens per warp is the shortest contraction and takes the fewest registers: no spills up to 64 rows (triton 3.6 and 3.9, static).
     # Two warps keep the merge of 64 rows x 128 channels within gfx942's 64 KiB of LDS.
     tile, warps = (128, 4) if rows <= 16 else (64, 2)
@@ -67,6 +53,30 @@ def default_knobs(problem: Problem, workload: Workload, target: Target) -> Hoppe
         partition_tokens=tile,
         num_splits=splits,
         num_stages=1,
+        num_warps=warps,
+        reduce_chunk=_reduce_chunk(splits),
+    )
+
+
+def _hopper_knobs(problem: Problem, workload: Workload, target: Target, rows: int) -> HopperKnobs:
+    # (64, 3, 4) is within 1.3 % of the best on page 16 HND, (128, 3, 4) on page 1024 AITER (H200, 2026-11-22).
+    tile = 128 if problem.block_size >= 1024 and rows <= 16 else 64
+    stages, warps, per_unit = 3, 4, 1
+    if problem.kv_itemsize == 1:
+        # half the bytes per tile: two workgroups fit an SM. Batch 1 of 32768 tokens: 22.1 us with 32 splits, 25.2 with 16 (H200, 2026-11-22).
+        tile, per_unit = (128 if rows <= 16 else 64), 2
+    if problem.windowed:
+        # a window has a tile or two: a deep ring only costs workgroups per SM. Window 128, batch 128, page 64: 20.5 us, 24.0 with three stages.
+        tile, stages = 64, 2
+    if problem.head_dim >= 256:
+        tile, stages = 64, 2  # 128 KB of K and V in flight already
+    if rows > 32 and problem.head_dim >= 128:  # 64 rows at 4 warps spill 40 B, 8 warps are clean
+        tile, stages, warps = 128, 2 if problem.head_dim * problem.kv_itemsize <= 256 else 1, 8
+    splits = default_splits(workload, target, tile, per_unit)
+    return HopperKnobs(
+        partition_tokens=tile,
+        num_splits=splits,
+        num_stages=stages,
         num_warps=warps,
         reduce_chunk=_reduce_chunk(splits),
     )

@@ -7,21 +7,29 @@ from patune.kernels.tiles import inverse_or_zero, log_sum_exp, row_offset, with_
 
 
 @gluon.jit
+def paired_channel(position):
+    """Channel at a position of an operand that holds, in runs of 16, eight even channels and then the eight odd ones beside them."""
+    return (position // 16) * 16 + (position % 8) * 2 + (position // 8) % 2
+
+
+@gluon.jit
 def store_result(
     acc, row_max, row_sum, has_tiles,
     out_ptr, lse_ptr, sinks_ptr, partial_out_ptr, partial_max_ptr, partial_sum_ptr,
     sequence, kv_head, split, kv_heads, num_splits, stride_out_token, stride_out_head,
     ROWS: gl.constexpr, N: gl.constexpr, QUERY_LENGTH: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
-    LAYOUT: gl.constexpr, ROW_AXIS: gl.constexpr,
+    LAYOUT: gl.constexpr, ROW_AXIS: gl.constexpr, PAIRED: gl.constexpr = False,
 ):
     """Write acc, [N, HEAD_DIM] (ROW_AXIS 0) or [HEAD_DIM, N] (ROW_AXIS 1) in LAYOUT; row_max and row_sum [N] are slices of it.
 
-    Without partial_out the output row is acc / (row_sum + sink); with it acc goes unnormalised to the split's slot, and a split without
+    PAIRED: the accumulator's channels are in the order of `hopper_operands.widen_pairs`. Without partial_out the output row is acc / (row_sum + sink); with it acc goes unnormalised to the split's slot, and a split without
     tiles writes only max = -inf and sum = 0.
     """
     CHANNEL_AXIS: gl.constexpr = 1 - ROW_AXIS
     row = gl.arange(0, N, layout=gl.SliceLayout(CHANNEL_AXIS, LAYOUT))
     channel = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(ROW_AXIS, LAYOUT))
+    if PAIRED:
+        channel = paired_channel(channel)
     channel = gl.expand_dims(channel, ROW_AXIS)
     is_row = row < ROWS
     if partial_out_ptr is None:

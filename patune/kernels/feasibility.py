@@ -15,6 +15,8 @@ MIN_ROWS = {"hopper_wgmma": 8, "cdna_mfma": 16}  # narrowest row side of the mat
 WARPGROUP = 4  # warps that issue one wgmma
 CDNA_MIN_WARP_TOKENS = 32  # 4 lane groups x 8 elements: Triton 3.6 computes garbage below it
 CDNA_MAX_STAGES = 2
+CDNA_HEAD_DIMS = (64, 128)
+PAGE_SLOTS = 16  # of the ring of page numbers; hopper_copy.py
 REDUCE_VECTOR = 4  # float32 channels per lane of the reduce kernel
 MATH_DTYPES = ("bf16", "fp16")
 
@@ -26,22 +28,44 @@ def padded_rows(problem: Problem, family: str) -> int:
 
 
 def hopper_shared_b(knobs: HopperKnobs, problem: Problem) -> int:
-    """Shared memory of the Hopper kernel: the K and V rings, probabilities, query, and the cross-warp scratch."""
+    """Shared memory of the Hopper kernel: the K and V rings, scales, page numbers, probabilities, query, and the cross-warp scratch."""
     rows = padded_rows(problem, knobs.family)
-    ring = 2 * knobs.num_stages * knobs.partition_tokens * problem.head_dim * problem.kv_itemsize
+    tokens = knobs.num_stages * knobs.partition_tokens
+    ring = 2 * tokens * problem.head_dim * problem.kv_itemsize
+    scales = 8 * tokens if problem.kv_quant == "per_token" else 0
+    pages = 4 * PAGE_SLOTS * max(1, knobs.partition_tokens // problem.block_size)
     operands = rows * (knobs.partition_tokens + problem.head_dim) * 2
-    return ring + operands + rows * knobs.num_warps * 4
+    return ring + scales + pages + operands + rows * knobs.num_warps * 4
 
 
 def unsupported(problem: Problem, target: Target) -> str | None:
     """Why no knobs of the target's kernel family compute this problem, or None."""
+    if target.limits.family == "hopper_wgmma":
+        return _unsupported_by_hopper(problem, target)
+    return _unsupported_by_cdna(problem, target)
+
+
+def _unsupported_by_hopper(problem: Problem, target: Target) -> str | None:
+    if "fp8_e4m3fnuz" in (problem.query_dtype, problem.kv_dtype):
+        return f"{target.arch} has fp8_e4m3fn only; seen query_dtype={problem.query_dtype}, kv_dtype={problem.kv_dtype}"
+    if problem.query_dtype != problem.kv_dtype and problem.kv_itemsize == 2:
+        return f"a {problem.kv_dtype} cache takes a query of its own type; seen query_dtype={problem.query_dtype}"
+    return None
+
+
+def _unsupported_by_cdna(problem: Problem, target: Target) -> str | None:
+    what = f"the {target.arch} kernel"
     if problem.kv_dtype not in MATH_DTYPES or problem.query_dtype != problem.kv_dtype:
         return (
-            f"the {target.arch} kernel computes query and cache of one type, bf16 or fp16; "
+            f"{what} computes query and cache of one type, bf16 or fp16; "
             f"seen query_dtype={problem.query_dtype}, kv_dtype={problem.kv_dtype}"
         )
-    if target.limits.family == "cdna_mfma" and problem.kv_layout != "aiter":
-        return f"the {target.arch} kernel reads kv_layout=aiter; seen kv_layout={problem.kv_layout}"
+    if problem.kv_layout != "aiter":
+        return f"{what} reads kv_layout=aiter; seen kv_layout={problem.kv_layout}"
+    if problem.head_dim not in CDNA_HEAD_DIMS:
+        return f"{what} has head_dim 64 and 128; seen head_dim={problem.head_dim}"
+    if problem.softcap:
+        return f"{what} has no logit soft-cap; seen softcap=true"
     return None
 
 
@@ -62,8 +86,10 @@ def _reduce(knobs: Knobs, problem: Problem, target: Target) -> str | None:
 
     Two warps that sum the same splits in another order race for the last bit (found by the emulator's race detector, 2026-11-22).
     """
+    if knobs.one_shot:
+        return None
     held = knobs.reduce_warps * max(1, target.limits.lanes * REDUCE_VECTOR // problem.head_dim)
-    if not knobs.one_shot and knobs.reduce_chunk < held:
+    if knobs.reduce_chunk < held:
         return f"reduce_chunk={knobs.reduce_chunk}: reduce_warps={knobs.reduce_warps} hold {held} splits at a time"
     return None
 
@@ -77,6 +103,10 @@ def _hopper(knobs: HopperKnobs, problem: Problem, target: Target) -> str | None:
             f"num_warps={knobs.num_warps} covers {side} rows of the products; "
             f"partition_tokens={knobs.partition_tokens} or head_dim={problem.head_dim} has fewer"
         )
+    if not knobs.probs_k_major and (
+        problem.kv_itemsize == 1 and problem.fp8_math and problem.kv_layout.startswith("aiter")
+    ):
+        return "probs_k_major=False: fp8 products read both operands along the contraction"
     if not knobs.probs_k_major and padded_rows(problem, knobs.family) == MIN_ROWS[knobs.family]:
         return "probs_k_major=False with 8 rows gives wrong results in Triton 3.6 (80 % error, varies by run)"
     needed = hopper_shared_b(knobs, problem)

@@ -38,10 +38,19 @@ def token_rows(TILE, HEAD_DIM, VECTOR, WARPS, AITER):
 
 
 @gluon.constexpr_function
-def channel_rows(TILE, VECTOR, WARPS, BLOCK_SIZE):
+def channel_rows(TILE, HEAD_DIM, VECTOR, WARPS, BLOCK_SIZE, SHUFFLED):
     """Copy layout of an AITER value tile [HEAD_DIM, TILE] whose 16-byte vectors run along the tokens of one page."""
+    if SHUFFLED:  # neighbouring lanes take neighbouring channels, 16 bytes apart in memory
+        warps_d = min(WARPS, HEAD_DIM // LANES)
+        return gl.BlockedLayout([1, VECTOR], [LANES, 1], [warps_d, WARPS // warps_d], [1, 0])
     lanes_t = max(1, min(8, min(BLOCK_SIZE, TILE) // VECTOR))
     return gl.BlockedLayout([1, VECTOR], [LANES // lanes_t, lanes_t], [WARPS, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def token_scales(WARPS):
+    """Copy layout of the [TILE] scales of a tile's tokens, one per lane."""
+    return gl.BlockedLayout([1], [LANES], [WARPS], [0])
 
 
 @gluon.constexpr_function
@@ -50,30 +59,54 @@ def _bits(extent, step, axis):
 
 
 @gluon.constexpr_function
-def key_shared(TILE, HEAD_DIM, VECTOR, AITER, dtype):
-    """Shared layout of a [TILE, HEAD_DIM] key tile. AITER: bytes keep their order [HEAD_DIM / x][TILE][x], wgmma's core matrices."""
-    if not AITER:
-        return gl.NVMMASharedLayout.get_default_for([TILE, HEAD_DIM], dtype)
-    bases = _bits(VECTOR, 1, 1) + _bits(TILE, 1, 0) + _bits(HEAD_DIM // VECTOR, VECTOR, 1)
-    return gl.SharedLinearLayout(bases, [], 128)
+def _core_matrices(ROWS, LENGTH, VECTOR, WIDENED):
+    """Shared layout [LENGTH / VECTOR][ROWS][VECTOR] of a [ROWS, LENGTH] tile: memory order, and wgmma's core matrices.
+
+    A tile that is widened in registers is read by lanes, four of which take different vectors of one row: their vectors' numbers are
+    xored into the row, above its lowest bit, so that they hit different banks and 32-byte sectors stay whole.
+    """
+    rows = _bits(ROWS, 1, 0)
+    vectors = _bits(LENGTH // VECTOR, VECTOR, 1)
+    if WIDENED:
+        first = 1 if LENGTH >= 128 else 0  # the lane's column is bits 1 and 2 of the vector's number, or bits 0 and 1
+        for bit in range(2):
+            if first + bit < len(vectors):
+                vectors[first + bit] = [2 << bit, vectors[first + bit][1]]
+    return gl.SharedLinearLayout(_bits(VECTOR, 1, 1) + rows + vectors, [], 128)
 
 
 @gluon.constexpr_function
-def value_shared(TILE, HEAD_DIM, BLOCK_SIZE, AITER, dtype):
+def key_shared(TILE, HEAD_DIM, VECTOR, AITER, WIDENED, dtype):
+    """Shared layout of a [TILE, HEAD_DIM] key tile."""
+    if not AITER:
+        return gl.NVMMASharedLayout.get_default_for([TILE, HEAD_DIM], dtype)
+    return _core_matrices(TILE, HEAD_DIM, VECTOR, WIDENED)
+
+
+@gluon.constexpr_function
+def value_shared(TILE, HEAD_DIM, VECTOR, BLOCK_SIZE, AITER, SHUFFLED, WIDENED, dtype):
     """Shared layout of a value tile, [TILE, HEAD_DIM] or (AITER) [HEAD_DIM, TILE] in panels as wide as a page's row."""
     if not AITER:
         return gl.NVMMASharedLayout.get_default_for([TILE, HEAD_DIM], dtype)
     itemsize = dtype.primitive_bitwidth // 8
-    width = min(BLOCK_SIZE, TILE, 128 // itemsize)
-    if width * itemsize == 16:
-        bases = _bits(width, 1, 1) + _bits(HEAD_DIM, 1, 0) + _bits(TILE // width, width, 1)
-        return gl.SharedLinearLayout(bases, [], 128)
+    width = VECTOR if SHUFFLED else min(BLOCK_SIZE, TILE, 128 // itemsize)
+    if width == VECTOR:
+        return _core_matrices(HEAD_DIM, TILE, VECTOR, WIDENED)
     return gl.NVMMASharedLayout(
         swizzle_byte_width=width * itemsize, element_bitwidth=dtype.primitive_bitwidth, rank=2
     )
 
 
 @gluon.constexpr_function
+def paired_shared(layout):
+    """The shared layout of an fp8 tile, seen as 16-bit elements."""
+    return gl.NVMMASharedLayout(
+        swizzle_byte_width=layout.swizzle_byte_width, element_bitwidth=16, rank=2
+    )
+
+
+@gluon.constexpr_function
 def query_rows(HEAD_DIM, WARPS):
     """Load layout of the [ROWS_PADDED, HEAD_DIM] query tile."""
-    return gl.BlockedLayout([1, 8], [LANES // (HEAD_DIM // 8), HEAD_DIM // 8], [WARPS, 1], [1, 0])
+    lanes_d = min(LANES, HEAD_DIM // 8)
+    return gl.BlockedLayout([1, 8], [LANES // lanes_d, lanes_d], [WARPS, 1], [1, 0])

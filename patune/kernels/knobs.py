@@ -61,16 +61,19 @@ class HopperKnobs(Knobs):
     Attributes:
         maxnreg: register cap per thread handed to ptxas; 0 leaves the choice to it.
         probs_k_major: store the probabilities [rows, tokens] for the second product, not [tokens, rows].
+        overlap_launch: launch the kernels while the one before still runs (programmatic dependent launch); they wait before they read.
     """
 
     family: ClassVar[str] = "hopper_wgmma"
     maxnreg: int = 0
     probs_k_major: bool = True
+    overlap_launch: bool = True
 
     def __post_init__(self) -> None:
         Knobs.__post_init__(self)
         check_choice("maxnreg", self.maxnreg, (0, 96, 128, 168))
         check_bool("probs_k_major", self.probs_k_major)
+        check_bool("overlap_launch", self.overlap_launch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,20 +43,18 @@ def _partials(
         return dict.fromkeys(names)
     assert workspace is not None, "a split decode needs a workspace"
     slots = inputs.batch * inputs.kv_heads * knobs.num_splits * problem.rows
-    edge = slots * problem.head_dim
-    sums = edge + _aligned(slots)
-    views = (workspace[:edge], workspace[edge : edge + slots], workspace[sums : sums + slots])
+    maxima = slots * problem.head_dim
+    sums = maxima + _aligned(slots)
+    views = (workspace[:maxima], workspace[maxima:sums], workspace[sums : sums + slots])
     return dict(zip(names, views, strict=True))
 
 
 def _decode_arguments(
-    inputs: DecodeInputs,
-    out: torch.Tensor,
-    lse: torch.Tensor | None,
-    partials: dict[str, Any],
-    one_shot: bool,
+    inputs: DecodeInputs, out: torch.Tensor, lse: torch.Tensor | None, partials: dict[str, Any]
 ) -> dict[str, Any]:
+    """What both families' kernels take; a split of several writes partial results and needs no output of its own."""
     key, value = inputs.key_cache, inputs.value_cache
+    one_shot = partials["partial_out_ptr"] is None
     return {
         "query_ptr": inputs.query,
         "key_ptr": key,
@@ -74,11 +72,53 @@ def _decode_arguments(
         "stride_out_head": out.stride(1),
         "stride_key_page": key.stride(0),
         "stride_key_head": key.stride(1),
-        "stride_key_token": key.stride(-2),
         "stride_value_page": value.stride(0),
         "stride_value_head": value.stride(1),
-        "stride_value_token": value.stride(2) if key.ndim == 4 else 1,
         "score_scale_log2": inputs.softmax_scale * LOG2E,
+        "kv_heads": inputs.kv_heads,
+    }
+
+
+def _in_order(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in the order of the kernel's parameters."""
+    return {name: arguments[name] for name in kernel.arg_names if name in arguments}
+
+
+def _scale_strides(name: str, scale: torch.Tensor | None) -> dict[str, int]:
+    """Strides of per-token scales [pages, kv_heads, block_size, 1]; 0 where there is one scale or none."""
+    page, head = (
+        (scale.stride(0), scale.stride(1)) if scale is not None and scale.ndim == 4 else (0, 0)
+    )
+    return {f"stride_{name}_scale_page": page, f"stride_{name}_scale_head": head}
+
+
+def _hopper_arguments(inputs: DecodeInputs) -> dict[str, Any]:
+    """What only the Hopper kernel takes."""
+    query_scale = inputs.query_scale
+    return {
+        "query_scale_ptr": query_scale,
+        "key_scale_ptr": inputs.key_scale,
+        "value_scale_ptr": inputs.value_scale,
+        "table_width": inputs.block_tables.shape[1],
+        "stride_key_token": inputs.key_cache.stride(-2),
+        "stride_value_token": inputs.value_cache.stride(-2),
+        **_scale_strides("key", inputs.key_scale),
+        **_scale_strides("value", inputs.value_scale),
+        "query_scale_step": int(query_scale is not None and query_scale.numel() > 1),
+        "softcap_log2": float(inputs.softcap * LOG2E),
+    }
+
+
+def _hopper_constants(problem: Problem, knobs: HopperKnobs) -> dict[str, Any]:
+    return {
+        "AITER": problem.kv_layout.startswith("aiter"),
+        # pages of one vector: 4-D and 5-D values are the same bytes
+        "SHUFFLED": problem.kv_layout == "aiter_5d" and problem.block_size > problem.kv_vector,
+        "SOFTCAPPED": problem.softcap,
+        "TOKEN_SCALES": problem.kv_quant == "per_token",
+        "FP8_MATH": problem.fp8_math,
+        "PROBS_K_MAJOR": knobs.probs_k_major,
+        "OVERLAP": knobs.overlap_launch,
     }
 
 
@@ -108,6 +148,10 @@ def _reduce_call(
 ) -> KernelCall:
     from patune.kernels.reduce import reduce_kernel
 
+    overlap = isinstance(knobs, HopperKnobs) and knobs.overlap_launch
+    options: dict[str, Any] = {"num_warps": knobs.reduce_warps, "enable_fp_fusion": FP_FUSION}
+    if overlap:
+        options["launch_pdl"] = True
     return KernelCall(
         kernel=reduce_kernel,
         grid=(problem.rows, inputs.kv_heads, inputs.batch),
@@ -129,8 +173,9 @@ def _reduce_call(
             "CHUNK": knobs.reduce_chunk,
             "WARPS": knobs.reduce_warps,
             "LANES": target.limits.lanes,
+            "OVERLAP": overlap,
         },
-        options={"num_warps": knobs.reduce_warps, "enable_fp_fusion": FP_FUSION},
+        options=options,
     )
 
 
@@ -155,33 +200,35 @@ def plan_decode(
     """
     problem = inputs.problem
     partials = _partials(inputs, problem, knobs, workspace)
-    arguments = _decode_arguments(inputs, out, lse, partials, knobs.one_shot)
+    arguments = _decode_arguments(inputs, out, lse, partials)
+    arguments |= {"num_splits": knobs.num_splits, "window": inputs.sliding_window}
     constants = _decode_constants(problem, knobs)
     options: dict[str, Any] = {"num_warps": knobs.num_warps, "enable_fp_fusion": FP_FUSION}
     if isinstance(knobs, HopperKnobs):
         from patune.kernels.hopper import hopper_decode_kernel
 
         kernel: Any = hopper_decode_kernel
-        constants |= {"AITER": problem.kv_layout == "aiter", "PROBS_K_MAJOR": knobs.probs_k_major}
+        arguments |= _hopper_arguments(inputs)
+        constants |= _hopper_constants(problem, knobs)
         if knobs.maxnreg:
             options["maxnreg"] = knobs.maxnreg
+        if knobs.overlap_launch:
+            options["launch_pdl"] = True
     else:
         from patune.kernels.cdna import cdna_decode_kernel
 
         kernel = cdna_decode_kernel
         assert isinstance(knobs, CdnaKnobs)
-        del arguments["stride_key_token"], arguments["stride_value_token"]
         constants["MFMA_VERSION"] = MFMA_VERSIONS[target.arch]
         options["waves_per_eu"] = knobs.waves_per_eu
-    arguments |= {
-        "kv_heads": inputs.kv_heads,
-        "num_splits": knobs.num_splits,
-        "window": inputs.sliding_window,
-    }
     grid = (inputs.kv_heads, knobs.num_splits, inputs.batch)
     calls = [
         KernelCall(
-            kernel=kernel, grid=grid, arguments=arguments, constants=constants, options=options
+            kernel=kernel,
+            grid=grid,
+            arguments=_in_order(kernel, arguments),
+            constants=constants,
+            options=options,
         )
     ]
     if not knobs.one_shot:

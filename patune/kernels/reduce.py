@@ -11,6 +11,7 @@ CHUNK 4 / 8 / 16 / 32 (H200, 2026-11-22).
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from patune.kernels.overlap import start_after_previous_kernel
 from patune.kernels.tiles import NEG_INF, inverse_or_zero, log_sum_exp, row_offset, with_sink
 
 
@@ -19,9 +20,10 @@ def reduce_kernel(
     partial_out_ptr, partial_max_ptr, partial_sum_ptr, out_ptr, lse_ptr, sinks_ptr,
     kv_heads, num_splits, stride_out_token, stride_out_head,
     ROWS: gl.constexpr, QUERY_LENGTH: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
-    CHUNK: gl.constexpr, WARPS: gl.constexpr, LANES: gl.constexpr,
+    CHUNK: gl.constexpr, WARPS: gl.constexpr, LANES: gl.constexpr, OVERLAP: gl.constexpr,
 ):
     """Combine the splits of one output row; see the module docstring."""
+    start_after_previous_kernel(OVERLAP)
     row = gl.program_id(0)
     kv_head = gl.program_id(1)
     sequence = gl.program_id(2)
@@ -41,9 +43,11 @@ def reduce_kernel(
         in_range = split < num_splits
         part_max = gl.load(partial_max_ptr + base + split * ROWS, mask=in_range, other=-float("inf"))
         part_sum = gl.load(partial_sum_ptr + base + split * ROWS, mask=in_range, other=0.0)
-        wrote = part_sum > 0.0  # an empty split never wrote its accumulator: it holds whatever was there
         offset = (base + split * ROWS).to(gl.int64)[:, None] * HEAD_DIM + channel[None, :]
-        part = gl.load(partial_out_ptr + offset, mask=wrote[:, None], other=0.0)
+        # beside the sums, not after them: half a microsecond. An empty split never wrote its accumulator: it holds whatever was there
+        part = gl.load(partial_out_ptr + offset, mask=in_range[:, None], other=0.0)
+        wrote = part_sum > 0.0
+        part = gl.where(wrote[:, None], part, 0.0)
         new_top = gl.maximum(top, gl.max(part_max, 0))
         finite_top = gl.where(new_top == NEG_INF, 0.0, new_top)
         weight = gl.exp2(part_max - finite_top)

@@ -23,14 +23,13 @@ def first_visible(context, window, QUERY_LENGTH: gl.constexpr, WINDOWED: gl.cons
 
 
 @gluon.jit
-def tile_range(context, first, split, num_splits, TILE: gl.constexpr):
-    """Tiles [begin, end) of a split. Whole tiles go to splits, so no token is lost at a split edge and none is loaded twice."""
-    n_tiles = (context + TILE - 1) // TILE
-    first_tile = first // TILE
-    per_split = (n_tiles - first_tile + num_splits - 1) // num_splits
-    begin = first_tile + split * per_split
-    end = gl.minimum(begin + per_split, n_tiles)
-    return begin, end
+def tile_range(context, first, split, TILE: gl.constexpr):
+    """Tiles begin, begin + num_splits, ... below end belong to a split.
+
+    Whole tiles go to splits, so no token is lost at a split edge and none is loaded twice; dealt in turn, no split gets two tiles more than
+    another, and the first tile does not depend on the context: its page can be looked up before the context has arrived.
+    """
+    return first // TILE + split, (context + TILE - 1) // TILE
 
 
 @gluon.jit
@@ -43,19 +42,30 @@ def visible(position, limit, window, WINDOWED: gl.constexpr):
 
 
 @gluon.jit
-def softmax_step(scores, seen, row_max, sums, AXIS: gl.constexpr):
+def softmax_step(scores, seen, row_max, sums, AXIS: gl.constexpr, value_log2=None):
     """One online-softmax update along AXIS: returns probabilities, rescale factor, new row max, sums.
 
     `sums` keeps the un-reduced sums in the shape of `scores`, so the only cross-lane work per tile is the max.
     A row that has seen nothing has row_max = -inf; the guard keeps -inf - -inf out of exp2.
+    `value_log2`, log2 of the tokens' value scales, moves the reference of the maximum only: probabilities times value scales are then
+    at most 1 and fit 16 bits, whatever the scales are.
     """
     scores = gl.where(seen, scores, NEG_INF)
-    new_max = gl.maximum(row_max, gl.max(scores, AXIS))
+    if value_log2 is None:
+        new_max = gl.maximum(row_max, gl.max(scores, AXIS))
+    else:
+        new_max = gl.maximum(row_max, gl.max(scores + value_log2, AXIS))
     finite_max = gl.where(new_max == NEG_INF, 0.0, new_max)
     rescale = gl.exp2(row_max - finite_max)
     probs = gl.exp2(scores - gl.expand_dims(finite_max, AXIS))
     sums = sums * gl.expand_dims(rescale, AXIS) + probs
     return probs, rescale, new_max, sums
+
+
+@gluon.jit
+def capped(scores, softcap_log2):
+    """Soft-capped scores, cap * tanh(score / cap), scores and cap in log2 units. tanh by exp2: tanh.approx is off by 2^-11, 0.02 at a cap of 50."""
+    return softcap_log2 * (1.0 - 2.0 / (1.0 + gl.exp2(scores * (2.0 * LOG2E / softcap_log2))))
 
 
 @gluon.jit

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from without_gpu import Cuda
 
 import patune
 from patune.errors import InvalidValueError, UnsupportedProblemError
@@ -40,7 +41,7 @@ def arguments(
     generator = torch.Generator().manual_seed(0)
     key, value = (torch.randn(5, 16, 2, 64, generator=generator).to(dtype) for _ in range(2))
     query = torch.randn(2 * length, 8, 64, generator=generator).to(
-        torch.bfloat16 if dtype == F8 else dtype
+        torch.bfloat16 if dtype.itemsize == 1 else dtype
     )
     tensors = {
         "query": query,
@@ -74,7 +75,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"query": torch.zeros(2, 8, 64, dtype=F8)}, "query.dtype=torch.float8_e4m3fn does not go with key_cache.dtype=torch.bfloat16"),
     ({"query": torch.zeros(2, 132, 64, dtype=torch.bfloat16)}, "qg=66 is not allowed; allowed: an integer from 1 to 64"),
     ({"query_length": 2}, "query has shape [2, 8, 64]; expected [batch * query_length, q_heads, head_dim] = [4, 8, 64]"),
-    ({"query_length": 5}, "query_length=5 is not allowed; allowed: an integer from 1 to 4"),
+    ({"query_length": 17}, "query_length=17 is not allowed; allowed: an integer from 1 to 16"),
     ({"key_cache": torch.zeros(5, 2, 64, dtype=torch.bfloat16)}, "key_cache has shape [5, 2, 64]; expected [pages, kv_heads, head_dim/x"),
     ({"key_cache": torch.zeros(5, 2, 8, 48, 8, dtype=torch.bfloat16)}, "block_size (key_cache.shape[-2])=48 is not allowed"),
     ({"key_cache": torch.zeros(5, 2, 4, 16, 16, dtype=torch.bfloat16)},
@@ -84,7 +85,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
      "key_cache has strides [4096, 2048, 256, 8, 1]; expected [..., 128, 8, 1]"),
     ({"value_cache": torch.zeros(5, 2, 64, 32, dtype=torch.bfloat16)},
      "value_cache has shape [5, 2, 64, 32]; expected [pages, kv_heads, head_dim, block_size] = [5, 2, 64, 16]"),
-    ({"value_cache": torch.zeros(5, 2, 2, 64, 8, dtype=torch.bfloat16)}, "the shuffled 5-axis value layout is not supported"),
+    ({"value_cache": torch.zeros(5, 2, 4, 64, 8, dtype=torch.bfloat16)},
+     "value_cache has shape [5, 2, 4, 64, 8]; expected [pages, kv_heads, block_size/x, head_dim, x] = [5, 2, 2, 64, 8]"),
     ({"value_cache": torch.zeros(5, 2, 64, 16, dtype=torch.float16)}, "value_cache.dtype=torch.float16 is not allowed"),
     ({"block_tables": torch.zeros(2, 3, dtype=torch.int64)}, "block_tables.dtype=torch.int64 is not allowed; allowed: torch.int32"),
     ({"block_tables": torch.zeros(6, dtype=torch.int32)}, "block_tables has shape [6]; expected [batch, max_pages]"),
@@ -96,6 +98,11 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"context_lengths": wide((2,), torch.int32)}, "context_lengths has strides [2]; expected [..., 1]"),
     ({"softmax_scale": torch.tensor(0.125)}, "allowed: a Python float (a tensor would sync)"),
     ({"softmax_scale": float("nan")}, "softmax_scale=nan is not allowed; allowed: a finite number"),
+    ({"softmax_scale": [0.125]}, "softmax_scale=[0.125] is not allowed"),
+    ({"softcap": -1.0}, "softcap=-1.0 is not allowed"),
+    ({"softcap": True}, "softcap=True is not allowed"),
+    ({"fp8_math": 1}, "fp8_math=1 is not allowed"),
+    ({"fp8_math": True}, "fp8_math=True needs an fp8 cache, seen kv_dtype='bf16'"),
     ({"sliding_window": None}, "sliding_window=None is not allowed; allowed: an integer"),
     ({"sliding_window": 1.0}, "sliding_window=1.0 is not allowed"),
     ({"sinks": torch.zeros(2)}, "sinks has shape [2]; expected [q_heads] = [8]"),
@@ -208,13 +215,15 @@ class Gpu:
         self.lookups.append((problem, workload, target))
         return KNOBS
 
-    def launch(self, calls: list[KernelCall], device: torch.device) -> None:
+    def launch(self, calls: list[KernelCall], device: torch.device) -> list[Any]:
         assert device.type == "meta"
         self.launched += 1
+        return []
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    Cuda().install(monkeypatch)
     fake = Gpu()
     monkeypatch.setattr(decode, "plan_decode", fake.plan)
     monkeypatch.setattr(decode, "_looked_up", fake.look_up)
@@ -227,9 +236,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
 
 
 def elements_of(knobs: Any, batch: int = 2) -> int:
-    return (
-        batch * 2 * knobs.num_splits * 4 * (64 + 2)
-    )  # walks x splits x rows x (accumulator, max, sum)
+    walks, rows = batch * 2, 4
+    return walks * knobs.num_splits * rows * (64 + 2)  # accumulator, max, sum
 
 
 def test_a_warm_call_looks_nothing_up(gpu: Gpu) -> None:
@@ -309,12 +317,12 @@ def test_what_only_kernels_need_is_refused(gpu: Gpu, change: dict[str, Any], mes
     assert gpu.launched == 0
 
 
-def test_fp8_has_no_kernel_yet(gpu: Gpu) -> None:
+def test_fp8_of_another_vendor_has_no_kernel(gpu: Gpu) -> None:
     one = torch.ones(1, device="meta")
-    call = arguments(dtype=F8, device="meta") | {"key_scale": one, "value_scale": one}
+    call = arguments(dtype=torch.float8_e4m3fnuz, device="meta")
     for knobs in (None, KNOBS):
-        with pytest.raises(UnsupportedProblemError, match="kv_dtype=fp8_e4m3fn"):
-            paged_attention_decode(**call, knobs=knobs)
+        with pytest.raises(UnsupportedProblemError, match="sm_90 has fp8_e4m3fn only"):
+            paged_attention_decode(**call, key_scale=one, value_scale=one, knobs=knobs)
     assert gpu.lookups == []
 
 
@@ -343,6 +351,20 @@ def test_the_step_table_is_bounded(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) ->
     for bound in range(1, 9):
         paged_attention_decode(**arguments(device="meta"), max_context=bound)
         assert 1 <= len(decode._steps) <= 3
+
+
+def test_a_tensor_that_changes_in_place_is_seen(gpu: Gpu) -> None:
+    call = arguments(device="meta")
+    paged_attention_decode(**call)
+    call["block_tables"].resize_(2, 4)
+    paged_attention_decode(**call)
+    call["block_tables"].resize_(2, 3)
+    paged_attention_decode(**call)
+    assert [workload.context for _, workload, _ in gpu.lookups] == [48, 64]
+    assert gpu.launched == 3
+    call["block_tables"].resize_(3, 3)
+    with pytest.raises(InvalidValueError, match=r"context_lengths has shape \[2\]; expected"):
+        paged_attention_decode(**call)
 
 
 def test_a_workspace_fits_every_smaller_workload(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

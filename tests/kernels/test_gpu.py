@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from mutants import MUTANTS, plant
+from mutants import mutants_of, plant
 
 from patune import paged_attention_decode
-from patune.errors import UnsupportedProblemError
 from patune.kernels.decode import workspace_for
 from patune.kernels.defaults import default_knobs
 from patune.kernels.knobs import HopperKnobs
@@ -32,13 +31,23 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.gpu
 SPLIT = HopperKnobs(partition_tokens=64, num_splits=3, num_stages=3, num_warps=4)
 ONE_SHOT = replace(SPLIT, num_splits=1, num_stages=2)
+FP8 = {"kv_dtype": "fp8_e4m3fn"}
 VARIANTS = {
     "plain": {},
     "mtp": {"query_length": 4},
     "window": {"windowed": True},
     "window_sinks_mtp": {"windowed": True, "sinks": True, "query_length": 4},
     "sinks_fp16": {"sinks": True, "query_dtype": "fp16", "kv_dtype": "fp16"},
-}
+    "softcap_sinks": {"softcap": True, "sinks": True},
+    "fp8_unscaled": FP8,
+    "fp8_tensor_scales_mtp": {**FP8, "kv_quant": "per_tensor", "query_length": 4},
+    "fp8_token_scales_window": {**FP8, "kv_quant": "per_token", "windowed": True, "sinks": True},
+    "fp8_query_fp16_cap": {**FP8, "query_dtype": "fp8_e4m3fn", "kv_quant": "per_token", "softcap": True},
+    "fp8_cache_fp16_query": {**FP8, "query_dtype": "fp16", "kv_quant": "per_token"},
+    "fp8_math": {**FP8, "kv_quant": "per_tensor", "fp8_math": True},
+    "fp8_math_token_scales": {**FP8, "kv_quant": "per_token", "fp8_math": True, "windowed": True, "query_length": 2},
+    "fp8_math_fp8_query": {**FP8, "query_dtype": "fp8_e4m3fn", "kv_quant": "per_tensor", "fp8_math": True},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +63,39 @@ def executor(target: Target) -> GpuExecutor:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("knobs", [SPLIT, ONE_SHOT], ids=["split", "one_shot"])
 @pytest.mark.parametrize("page", [16, 64, 1024])
-@pytest.mark.parametrize("layout", ["aiter", "nhd", "hnd"])
+@pytest.mark.parametrize("layout", ["aiter", "aiter_5d", "nhd", "hnd"])
 def test_variants_pass_the_gate(
-    layout: str, page: int, knobs: HopperKnobs, variant: str, target: Target, executor: GpuExecutor
+    layout: str, page: int, variant: str, target: Target, executor: GpuExecutor
 ) -> None:
     problem = Problem(block_size=page, head_dim=128, qg=8, kv_layout=layout, **VARIANTS[variant])
-    report = run_gate(problem, knobs, target, executor)
+    one_shot = (
+        len(layout) + page // 16 + list(VARIANTS).index(variant)
+    ) % 2  # every variant gets both
+    report = run_gate(problem, ONE_SHOT if one_shot else SPLIT, target, executor)
     assert (report.status, report.reason) == ("ok", "")
 
 
-@pytest.mark.parametrize("page", [16, 32, 64, 128, 256, 512, 1024])
-@pytest.mark.parametrize("qg", [1, 4, 5, 16, 33, 64])
-@pytest.mark.parametrize("head_dim", [64, 128])
+SHAPES = [(page, dim, 8, 1) for page in (16, 32, 64, 128, 256, 512, 1024) for dim in (64, 128, 256)]
+SHAPES += [(64, dim, qg, 1) for dim in (64, 128, 256) for qg in (1, 5, 16, 33, 64)]
+SHAPES += [
+    (16, 128, 4, 16),
+    (1024, 128, 1, 5),
+    (64, 256, 16, 4),
+    (1024, 64, 16, 4),
+    (16, 128, 16, 4),
+]
+
+
+@pytest.mark.parametrize("cache", ["bf16", "fp8_e4m3fn"])
+@pytest.mark.parametrize(("page", "head_dim", "qg", "query_length"), SHAPES)
 def test_default_knobs_pass_the_gate(
-    head_dim: int, qg: int, page: int, target: Target, executor: GpuExecutor
-) -> None:
-    problem = Problem(block_size=page, head_dim=head_dim, qg=qg)
+    page: int, head_dim: int, qg: int, query_length: int, cache: str, target: Target, executor: GpuExecutor
+) -> None:  # fmt: skip
+    problem = Problem(
+        block_size=page, head_dim=head_dim, qg=qg, query_length=query_length, kv_dtype=cache,
+        kv_quant="none" if cache == "bf16" else "per_token", kv_layout="aiter" if page > 64 else "hnd",
+    )  # fmt: skip
     for batch in (1, 128):
         knobs = default_knobs(problem, Workload(batch=batch, kv_heads=8, context=4096), target)
         report = run_gate(problem, knobs, target, executor)
@@ -92,12 +116,13 @@ def test_the_seeds_plan(seed_case: object, target: Target, executor: GpuExecutor
         assert (report.status, report.reason) == ("ok", "")
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+@pytest.mark.parametrize("mutant", mutants_of("hopper_wgmma"), ids=lambda m: m.name)
 def test_planted_bugs_are_rejected(
     mutant: Mutant, tmp_path: Path, target: Target, executor: GpuExecutor
 ) -> None:
     problem = Problem(block_size=16, head_dim=128, qg=4, query_length=2, windowed=True, sinks=True)
-    knobs = replace(SPLIT, num_splits=6, reduce_chunk=4)
+    problem = replace(problem, **mutant.problem)
+    knobs = replace(SPLIT, **{"num_splits": 6, "reduce_chunk": 4, **mutant.knobs})
     report = run_gate(problem, knobs, target, executor, plan=plant(mutant, tmp_path))
     assert report.status in ("wrong", "nonfinite")
 
@@ -147,10 +172,3 @@ def test_given_out_and_workspace_nothing_is_allocated_and_graphs_replay(target: 
         graph.replay()
         exact, _ = reference_decode(inputs, dtype=torch.float64)
         assert float((out.double() - exact).norm() / exact.norm()) < 0.005
-
-
-def test_fp8_caches_are_refused_not_computed_wrong(target: Target) -> None:
-    problem = Problem(block_size=64, head_dim=128, qg=8, kv_dtype="fp8_e4m3fn")
-    inputs = sample_inputs(problem, Workload(batch=1, kv_heads=1, context=64), torch.device("cuda"))
-    with pytest.raises(UnsupportedProblemError, match="fp8_e4m3fn"):
-        call(inputs)
