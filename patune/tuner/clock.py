@@ -1,6 +1,7 @@
 """GPU time of decode steps: CUDA graphs over rotating KV data, cold L2, medians with spread.
 
-Graphs, because an eager Triton launch costs 17 us of host time on an H200 machine, more than a small decode step takes.
+Graphs, because an eager Triton launch costs 17 us of host time on an H200 machine, more than a small decode step takes. The GPU is kept
+busy while the host submits a graph: otherwise the wait for the host would count as time of the first calls.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from patune.kernels.plan import plan_decode, workspace_elements
 from patune.trial import Timing
-from patune.tuner.rotation import COLD_B, FlatPool, make_inputs, make_tables, plan_rotation
+from patune.tuner.checks import out_dtype
+from patune.tuner.rotation import COLD_B, FlatPool, make_sets, make_table, plan_rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from patune.kernels.knobs import Knobs
     from patune.problem import Problem, Workload
     from patune.target import Target
+    from patune.tuner.rotation import Rotation
 
 GRAPH_US = 1500.0  # of calls per graph: the 11 us around a replay stay under 1 %
 MAX_CALLS = 4096  # per graph
@@ -32,6 +35,10 @@ RACE_REPLAYS = 3
 RACE_FACTOR = 1.5  # slower than this times the incumbent after RACE_REPLAYS ends the measurement
 WARM_UP_US = 30_000.0  # of replays, so that the clocks are up
 MIN_WARM_UPS = 2
+DELAY_CYCLES = (
+    200_000  # 0.1 ms at 1980 MHz, in which the host submits the graph; 26 us were seen for one node
+)
+DELAY_CYCLES_PER_CALL = 1000  # 0.5 us, for graphs of many nodes
 MEMORY_SHARE = 0.8  # of the free device memory that KV data may take
 GIGA = 1e9
 
@@ -43,17 +50,21 @@ class Recording:
     Attributes:
         calls: decode steps (or whatever was recorded) per replay.
         flush: read before each replay, to push the rotation out of the L2; or None.
+        steps: what was captured. Held because it owns the tensors whose addresses the graph has.
     """
 
     graph: torch.cuda.CUDAGraph
     calls: int
     flush: torch.Tensor | None = None
+    steps: Sequence[Callable[[], None]] = ()
 
     def replay_us(self) -> float:
         """Replay once; microseconds per call."""
         start, end = _event(), _event()
         if self.flush is not None:
             self.flush.amax()
+        delay = DELAY_CYCLES + DELAY_CYCLES_PER_CALL * self.calls
+        torch.cuda._sleep(delay)  # type: ignore[no-untyped-call]
         start.record()
         self.graph.replay()
         end.record()
@@ -73,7 +84,7 @@ def _capture(
         for _ in range(rounds):
             for step in steps:
                 step()
-    return Recording(graph, rounds * len(steps), flush)
+    return Recording(graph, rounds * len(steps), flush, steps)
 
 
 def rounds_for(round_us: float, steps: int) -> int:
@@ -81,8 +92,12 @@ def rounds_for(round_us: float, steps: int) -> int:
     return max(1, min(math.ceil(GRAPH_US / max(round_us, 1e-3)), MAX_CALLS // steps))
 
 
-def record(steps: Sequence[Callable[[], None]], flush: torch.Tensor | None = None) -> Recording:
-    """Capture the steps in a graph, over and over until a replay lasts GRAPH_US, and warm it up.
+def record(
+    steps: Sequence[Callable[[], None]],
+    flush: torch.Tensor | None = None,
+    warm_up_us: float = WARM_UP_US,
+) -> Recording:
+    """Capture the steps in a graph, over and over until a replay lasts GRAPH_US, and replay it for ``warm_up_us``.
 
     A flushed graph goes over its steps once: the second time would find them in the L2.
     """
@@ -95,7 +110,7 @@ def record(steps: Sequence[Callable[[], None]], flush: torch.Tensor | None = Non
         if rounds > 1:
             recording = _capture(steps, rounds, flush)
     warm_us, replays = 0.0, 0
-    while replays < MIN_WARM_UPS or warm_us < WARM_UP_US:
+    while replays < MIN_WARM_UPS or warm_us < warm_up_us:
         warm_us += recording.replay_us() * recording.calls
         replays += 1
     return recording
@@ -138,6 +153,7 @@ class Bench:
     Args:
         pool: shared by the benches of a process.
         ceiling_gb_s: read bandwidth measured in the same run.
+        lengths: tokens of each sequence; None: all are as long as the workload says.
     """
 
     def __init__(
@@ -149,46 +165,73 @@ class Bench:
         *,
         device: torch.device,
         ceiling_gb_s: float,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         free_b, _ = torch.cuda.mem_get_info(device)
         memory_b = int((free_b + pool.held_b) * MEMORY_SHARE)
         self._problem, self._workload, self._target = problem, workload, target
         self._pool, self._device = pool, device
-        self._moved_b = workload.kv_bytes(problem)
         self._ceiling_gb_s = ceiling_gb_s
-        self._rotation = plan_rotation(problem, workload, memory_b)
-        self._tables = make_tables(self._rotation, workload.batch, device)
+        self._rotation = plan_rotation(problem, workload, memory_b, lengths)
+        self._table = make_table(self._rotation, device)
+
+    @property
+    def rotation(self) -> Rotation:
+        """How calls rotate over data, and how many bytes one has to read."""
+        return self._rotation
+
+    def sets(self) -> list[DecodeInputs]:
+        """The inputs of the calls of a rotation. Not to be kept: the pool may be refilled for another problem."""
+        return make_sets(self._problem, self._workload, self._rotation, self._pool, self._table)
+
+    def output(self, knobs: Knobs) -> torch.Tensor:
+        """What knobs compute from the first set: the second of two launches on one workspace, each over an output of NaN."""
+        inputs = self.sets()[0]
+        out, workspace = self._out(inputs), self._workspace(knobs)
+        step = _step(inputs, knobs, self._target, out, workspace)
+        for _ in range(2):
+            out.fill_(math.nan)
+            step()
+        return out
+
+    def record(self, knobs: Knobs, warm_up_us: float = WARM_UP_US) -> Recording:
+        """A graph of decode steps that rotates over the sets."""
+        sets = self.sets()
+        out, workspace = self._out(sets[0]), self._workspace(knobs)
+        steps = [_step(inputs, knobs, self._target, out, workspace) for inputs in sets]
+        return self.record_steps(steps, warm_up_us)
+
+    def record_steps(
+        self, steps: Sequence[Callable[[], None]], warm_up_us: float = WARM_UP_US
+    ) -> Recording:
+        """A graph of anything else that takes a step per set."""
+        flush = flush_buffer(self._device) if self._rotation.flushes else None
+        return record(steps, flush, warm_up_us)
 
     def time(self, knobs: Knobs, incumbent_us: float | None = None) -> Timing:
         """GPU time of a decode step; given up early when it is far behind ``incumbent_us``."""
-        recording = record(self._steps(knobs), self._flush())
-        return self._summary(race(recording.replay_us, incumbent_us))
+        return self.summary(race(self.record(knobs).replay_us, incumbent_us))
 
     def retime(self, finalists: Sequence[Knobs]) -> list[Timing]:
         """GPU times measured in turns, so that drift of the clocks hits all finalists alike."""
-        recordings = [record(self._steps(knobs), self._flush()) for knobs in finalists]
+        recordings = [self.record(knobs) for knobs in finalists]
         samples: list[list[float]] = [[] for _ in recordings]
         for _ in range(REPLAYS):
             for taken, recording in zip(samples, recordings, strict=True):
                 taken.append(recording.replay_us())
-        return [self._summary(taken) for taken in samples]
+        return [self.summary(taken) for taken in samples]
 
-    def _summary(self, samples: Sequence[float]) -> Timing:
-        return summarise(samples, self._moved_b, self._ceiling_gb_s)
+    def summary(self, samples: Sequence[float]) -> Timing:
+        """Samples as a timing. K and V count, scales do not: peers are compared by K and V."""
+        return summarise(samples, self._rotation.kv_b, self._ceiling_gb_s)
 
-    def _flush(self) -> torch.Tensor | None:
-        return flush_buffer(self._device) if self._rotation.flushes else None
+    def _out(self, inputs: DecodeInputs) -> torch.Tensor:
+        dtype = out_dtype(self._problem)
+        return torch.empty(inputs.query.shape, dtype=dtype, device=self._device)
 
-    def _steps(self, knobs: Knobs) -> list[Callable[[], None]]:
-        problem, workload = self._problem, self._workload
-        inputs = make_inputs(problem, workload, self._rotation, self._pool, self._tables[0])
-        out = torch.empty_like(inputs.query)
-        elements = workspace_elements(problem, workload, knobs)
-        workspace = torch.empty(elements, dtype=torch.float32, device=self._device)
-        return [
-            _step(replace(inputs, block_tables=table), knobs, self._target, out, workspace)
-            for table in self._tables
-        ]
+    def _workspace(self, knobs: Knobs) -> torch.Tensor:
+        elements = workspace_elements(self._problem, self._workload, knobs)
+        return torch.empty(elements, dtype=torch.float32, device=self._device)
 
 
 def _step(

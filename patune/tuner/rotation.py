@@ -1,11 +1,13 @@
-"""KV data for timing with a cold L2: sets of pages that calls take in turn, out of one pool of random values.
+"""KV data for timing with a cold L2: the calls of a graph are like the layers of one model.
 
-A set is what one call reads. Sets are disjoint, so the pages between two uses of a set are what has to be larger than the L2; block
-tables are random permutations, as they are in a server that has run for a while.
+Block table, context lengths and query are the same for all of them, K and V are not: each set of K and V is a slice of one pool of random
+values, whose pages the table permutes, as in a server that has run for a while. Sets are disjoint, so what is read between two uses of a set
+is what has to be larger than the L2.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,18 +15,24 @@ from typing import TYPE_CHECKING
 import torch
 
 from patune.kernels.inputs import TORCH_DTYPES, DecodeInputs
+from patune.kernels.reference import visible_tokens
 from patune.kernels.samples import sequence_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from patune.problem import Problem, Workload
 
 COLD_B = 450_000_000  # 7 times the 60 MB L2 of an H200
 MIN_SETS = 4
 LARGE_SETS = 2  # of sets that are larger than COLD_B
+ONE_SET_B = 8_000_000_000  # 127 times the L2: such a set evicts itself
 MAX_SETS = 512  # nodes of a CUDA graph: smaller rotations are flushed out of the L2 between replays
-ALIGN_INTS = 4  # int32 in the 16 bytes that Triton specialises pointers on
 FILL_CHUNK = 1 << 26  # elements per randn: its fp32 result takes 256 MB
 SEED = 0
+QUERY_SCALE, KEY_SCALE, VALUE_SCALE = 0.75, 0.75, 1.25  # none is 1: leaving one out shows
+SOFTCAP = 5.0  # scores of random data reach 4: the cap moves them
+SCALE_B = 4  # float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,61 +40,87 @@ class Rotation:
     """How the calls of a graph rotate over data.
 
     Attributes:
+        lengths: tokens of each sequence.
+        spans: pages [first, stop) of each sequence that some query token sees; a table's other entries are never followed.
+        table_pages: entries per row of the block table.
         sets: calls before data is used again.
-        table_pages: entries per row of a block table.
-        first_page: entries before it are outside of the window.
-        pool_pages: pages of the pool; fewer than the sets need where memory is short.
+        set_pages: pages of a set; fewer than the spans need where memory is short.
         page_b: bytes of K and V of one page.
+        kv_b: bytes of K and V that one call has to read.
+        scale_b: bytes of per-token scales that it has to read besides.
     """
 
-    sets: int
+    lengths: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
     table_pages: int
-    first_page: int
-    pool_pages: int
+    sets: int
+    set_pages: int
     page_b: int
+    kv_b: int
+    scale_b: int
 
     @property
     def flushes(self) -> bool:
-        """The pages may still be in the L2 when they are read again: it has to be flushed between replays."""
-        return self.pool_pages * self.page_b < COLD_B
+        """A set may still be in the L2 when it is read again: it has to be flushed between replays."""
+        return self.sets * min(self.kv_b, self.set_pages * self.page_b) < COLD_B
 
 
-def plan_rotation(problem: Problem, workload: Workload, memory_b: int) -> Rotation:
-    """Enough sets for a cold L2, within ``memory_b`` bytes."""
-    tokens = sequence_tokens(problem, workload)
-    visible = tokens
-    if problem.windowed:  # the oldest query token sees a window of its own
-        visible = min(tokens, workload.context + problem.query_length - 1)
-    table_pages = math.ceil(tokens / problem.block_size)
-    first_page = (tokens - visible) // problem.block_size
-    page_b = 2 * workload.kv_heads * problem.block_size * problem.head_dim * problem.kv_itemsize
-    set_pages = workload.batch * (table_pages - first_page)
-    set_b = set_pages * page_b
-    least = MIN_SETS if set_b <= COLD_B else LARGE_SETS
-    sets = min(MAX_SETS, max(least, math.ceil(COLD_B / set_b)))
+def plan_rotation(
+    problem: Problem,
+    workload: Workload,
+    memory_b: int,
+    lengths: Sequence[int] | None = None,
+) -> Rotation:
+    """Enough sets for a cold L2, within ``memory_b`` bytes. Without ``lengths`` all sequences are as long as the workload says."""
+    if lengths is None:
+        lengths = (sequence_tokens(problem, workload),) * workload.batch
+    assert len(lengths) == workload.batch, "one length per sequence"
+    firsts = [_first_seen(problem, workload, length) for length in lengths]
+    size = problem.block_size
+    spans = [(a // size, -(-b // size)) for a, b in zip(firsts, lengths, strict=True)]
+    seen_tokens = sum(lengths) - sum(firsts)
+    token_b = 2 * workload.kv_heads * problem.head_dim * problem.kv_itemsize
+    token_scale_b = 2 * workload.kv_heads * SCALE_B if problem.kv_quant == "per_token" else 0
+    kv_b = seen_tokens * token_b
+    memory_pages = memory_b // (size * (token_b + token_scale_b))
+    set_pages = max(1, min(sum(stop - first for first, stop in spans), memory_pages))
     return Rotation(
-        sets=sets,
-        table_pages=table_pages,
-        first_page=first_page,
-        pool_pages=max(1, min(sets * set_pages, memory_b // page_b)),
-        page_b=page_b,
+        lengths=tuple(lengths),
+        spans=tuple(spans),
+        table_pages=max(stop for _, stop in spans),
+        sets=max(1, min(_sets(kv_b), memory_pages // set_pages)),
+        set_pages=set_pages,
+        page_b=size * token_b,
+        kv_b=kv_b,
+        scale_b=seen_tokens * token_scale_b,
     )
 
 
-def make_tables(rotation: Rotation, batch: int, device: torch.device) -> list[torch.Tensor]:
-    """Block tables [batch, table_pages] int32, one per set, each 16-byte aligned."""
+def _first_seen(problem: Problem, workload: Workload, length: int) -> int:
+    """Earliest token that any query token sees: a windowed workload's context is the window."""
+    window = workload.context if problem.windowed else 0
+    return visible_tokens(length, 0, problem.query_length, window)[0]
+
+
+def _sets(kv_b: int) -> int:
+    if kv_b >= ONE_SET_B:
+        return 1
+    least = MIN_SETS if kv_b <= COLD_B else LARGE_SETS
+    return min(MAX_SETS, max(least, math.ceil(COLD_B / kv_b)))
+
+
+def make_table(rotation: Rotation, device: torch.device) -> torch.Tensor:
+    """The block table [batch, table_pages] int32 of all sets: a random permutation of a set's pages."""
     generator = torch.Generator().manual_seed(SEED)
-    order = torch.randperm(rotation.pool_pages, generator=generator).to(torch.int32)
-    entries = batch * rotation.table_pages
-    row = math.ceil(entries / ALIGN_INTS) * ALIGN_INTS
-    storage = torch.empty(rotation.sets, row, dtype=torch.int32)
-    tables = storage[:, :entries].view(rotation.sets, batch, rotation.table_pages)
-    # pages outside of the window are not read: they need not be pages of their own
-    tables.copy_(order[torch.arange(tables.numel()) % len(order)].view_as(tables))
-    seen = tables[:, :, rotation.first_page :]
-    seen.copy_(order[torch.arange(seen.numel()) % len(order)].view_as(seen))
-    storage = storage.to(device)
-    return [storage[i, :entries].view(batch, rotation.table_pages) for i in range(rotation.sets)]
+    order = torch.randperm(rotation.set_pages, generator=generator).to(torch.int32)
+    table = torch.empty(len(rotation.lengths), rotation.table_pages, dtype=torch.int32)
+    # pages that nobody sees need not be pages of their own
+    table.copy_(order[torch.arange(table.numel()) % len(order)].view_as(table))
+    taken = 0
+    for row, (first, stop) in zip(table, rotation.spans, strict=True):
+        row[first:stop] = order[(taken + torch.arange(stop - first)) % len(order)]
+        taken += stop - first
+    return table.to(device)
 
 
 class FlatPool:
@@ -119,39 +153,80 @@ class FlatPool:
 
 def _shaped(flat: torch.Tensor, problem: Problem, kv_heads: int, *, is_value: bool) -> torch.Tensor:
     """A flat run of values as a cache of the problem's layout."""
-    size, dim = problem.block_size, problem.head_dim
+    size, dim, vector = problem.block_size, problem.head_dim, problem.kv_vector
     if problem.kv_layout == "nhd":
         return flat.view(-1, size, kv_heads, dim).permute(0, 2, 1, 3)
     if problem.kv_layout == "hnd":
         return flat.view(-1, kv_heads, size, dim)
-    if is_value:
-        return flat.view(-1, kv_heads, dim, size)
-    return flat.view(-1, kv_heads, dim // problem.kv_vector, size, problem.kv_vector)
+    if not is_value:
+        return flat.view(-1, kv_heads, dim // vector, size, vector)
+    if problem.kv_layout == "aiter_5d":
+        return flat.view(-1, kv_heads, size // vector, dim, vector)
+    return flat.view(-1, kv_heads, dim, size)
 
 
-def make_inputs(
+def _cache_scales(
+    problem: Problem, workload: Workload, rotation: Rotation, device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+    """Key and value scales of every set."""
+    if problem.kv_quant == "none":
+        return [None] * rotation.sets
+    if problem.kv_quant == "per_tensor":
+        pair = (
+            torch.tensor([KEY_SCALE], device=device),
+            torch.tensor([VALUE_SCALE], device=device),
+        )
+        return [pair] * rotation.sets
+    shape = (rotation.set_pages, workload.kv_heads, problem.block_size, 1)
+    generator = torch.Generator(device).manual_seed(SEED)
+    scales = 0.5 + torch.rand(rotation.sets, 2, *shape, generator=generator, device=device)
+    return [(pair[0], pair[1]) for pair in scales]
+
+
+def make_sets(
     problem: Problem, workload: Workload, rotation: Rotation, pool: FlatPool, table: torch.Tensor
-) -> DecodeInputs:
-    """Inputs of full-length sequences over the pool's pages, through one of the rotation's tables."""
-    assert problem.kv_quant == "none", "no kernel takes scales yet"
+) -> list[DecodeInputs]:
+    """The inputs of each call: K and V are slices of the pool, all else is shared."""
+    device, kv_heads = table.device, workload.kv_heads
+    half = rotation.set_pages * kv_heads * problem.block_size * problem.head_dim
+    flat = pool.take(TORCH_DTYPES[problem.kv_dtype], 2 * half * rotation.sets)
+    inputs_of = _shared_inputs(problem, workload, rotation, table)
+    sets = []
+    scales = _cache_scales(problem, workload, rotation, device)
+    for pair, (key, value) in zip(scales, flat.view(rotation.sets, 2, half), strict=True):
+        sets.append(
+            inputs_of(
+                key_cache=_shaped(key, problem, kv_heads, is_value=False),
+                value_cache=_shaped(value, problem, kv_heads, is_value=True),
+                key_scale=pair[0] if pair else None,
+                value_scale=pair[1] if pair else None,
+            )
+        )
+    return sets
+
+
+def _shared_inputs(
+    problem: Problem, workload: Workload, rotation: Rotation, table: torch.Tensor
+) -> Callable[..., DecodeInputs]:
+    """Inputs that lack the caches and their scales."""
     device = table.device
-    dtype = TORCH_DTYPES[problem.kv_dtype]
-    half = rotation.pool_pages * workload.kv_heads * problem.block_size * problem.head_dim
-    flat = pool.take(dtype, 2 * half)
     generator = torch.Generator().manual_seed(SEED)
     q_heads = workload.kv_heads * problem.qg
     query = torch.randn(
         workload.batch * problem.query_length, q_heads, problem.head_dim, generator=generator
     )
-    tokens = sequence_tokens(problem, workload)
-    return DecodeInputs(
+    sinks = torch.randn(q_heads, generator=generator)
+    scaled = problem.query_dtype.startswith("fp8")
+    return functools.partial(
+        DecodeInputs,
         query=query.to(TORCH_DTYPES[problem.query_dtype]).to(device),
-        key_cache=_shaped(flat[:half], problem, workload.kv_heads, is_value=False),
-        value_cache=_shaped(flat[half:], problem, workload.kv_heads, is_value=True),
+        query_scale=torch.tensor([QUERY_SCALE], device=device) if scaled else None,
         block_tables=table,
-        context_lengths=torch.full((workload.batch,), tokens, dtype=torch.int32, device=device),
+        context_lengths=torch.tensor(rotation.lengths, dtype=torch.int32, device=device),
         softmax_scale=problem.head_dim**-0.5,
         query_length=problem.query_length,
         sliding_window=workload.context if problem.windowed else 0,
-        sinks=torch.zeros(q_heads, device=device) if problem.sinks else None,
+        sinks=sinks.to(device) if problem.sinks else None,
+        softcap=SOFTCAP if problem.softcap else 0.0,
+        fp8_math=problem.fp8_math,
     )
