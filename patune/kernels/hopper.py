@@ -174,10 +174,10 @@ def hopper_decode_kernel(
     VALUE_TOKENS: gl.constexpr = gl.SliceLayout(0, VALUE_COPY) if AITER else KEY_TOKENS
 
     start_after_previous_kernel(OVERLAP)
-    kv_head = gl.program_id(0)
+    kv_head = gl.program_id(0).to(gl.int64)  # a head's stride may be most of a cache
     split = gl.program_id(1)
     sequence = gl.program_id(2)
-    table_ptr += sequence * stride_table
+    table_ptr += sequence.to(gl.int64) * stride_table
     context = gl.load(context_ptr + sequence)
     first = first_visible(context, window, QUERY_LENGTH, WINDOWED)
     begin, end = tile_range(context, first, split, TILE)

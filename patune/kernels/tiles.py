@@ -81,7 +81,7 @@ def table_entry(position, first, context, BLOCK_SIZE: gl.constexpr):
 @gluon.jit
 def row_offset(sequence, kv_head, row, stride_token, stride_head, QUERY_LENGTH: gl.constexpr, GROUP: gl.constexpr):
     """Element offset of a row's head vector in query [batch * QUERY_LENGTH, q_heads, HEAD_DIM] or in the output."""
-    return (sequence * QUERY_LENGTH + row // GROUP) * stride_token + (kv_head * GROUP + row % GROUP) * stride_head
+    return (sequence.to(gl.int64) * QUERY_LENGTH + row // GROUP) * stride_token + (kv_head * GROUP + row % GROUP) * stride_head
 
 
 @gluon.jit

@@ -178,7 +178,7 @@ class EmulatedExecutor:
 
         one = type(workload)(batch=1, kv_heads=1, context=workload.context)
         inputs = sample_inputs(problem, one, self.device)
-        out = torch.empty_like(inputs.query)
+        out = torch.empty(inputs.query.shape, dtype=inputs.out_dtype, device=inputs.query.device)
         workspace = torch.empty(
             max(1, workspace_elements(problem, one, knobs)), dtype=torch.float32
         )

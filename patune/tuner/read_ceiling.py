@@ -124,7 +124,7 @@ class ReadLadder:
 
 def measure_read_ladder(sizes_b: Sequence[int] = LADDER_B) -> ReadLadder:
     """The fastest cold read of each size, of many shapes of a read-only kernel."""
-    words = _random_words(max(*sizes_b, COLD_B + min(sizes_b)))
+    words = _random_words(max(nbytes * _cold_sets(nbytes) for nbytes in sizes_b))
     reads = tuple(_fastest_read(words, nbytes) for nbytes in sorted(sizes_b))
     del words
     torch.cuda.empty_cache()
@@ -143,6 +143,11 @@ def ladder_shapes(nbytes: int, compute_units: int) -> Iterator[tuple[int, int, i
                 yield block, unroll, warps, programs
 
 
+def _cold_sets(nbytes: int) -> int:
+    """Slices to read in turn before the first one is read again."""
+    return min(MAX_SETS, math.ceil(COLD_B / nbytes))
+
+
 def _random_words(nbytes: int) -> torch.Tensor:
     """Never zeros: reading them may be faster."""
     return torch.randint(-(2**31), 2**31 - 1, (nbytes // WORD_B,), dtype=torch.int32, device="cuda")
@@ -152,8 +157,7 @@ def _fastest_read(words: torch.Tensor, nbytes: int) -> ColdRead:
     """The best shape for one size, rotating over enough slices of the words for a cold L2."""
     compute_units = torch.cuda.get_device_properties(words.device).multi_processor_count
     count = nbytes // WORD_B
-    sets = min(MAX_SETS, math.ceil(COLD_B / nbytes))
-    slices = [words[i * count : (i + 1) * count] for i in range(sets)]
+    slices = [words[i * count : (i + 1) * count] for i in range(_cold_sets(nbytes))]
     out = torch.empty(compute_units * max(LADDER_PER_CU), dtype=torch.int32, device=words.device)
     best: tuple[float, Recording, tuple[int, int, int, int]] | None = None
     for shape in ladder_shapes(nbytes, compute_units):

@@ -233,7 +233,7 @@ def _build(request: TrialRequest) -> BuildReport:
     executor = _executor(request.target)
     tiny = Workload(batch=1, kv_heads=request.workload.kv_heads, context=TINY_CONTEXT)
     inputs = sample_inputs(request.problem, tiny, executor.device)
-    out = torch.empty_like(inputs.query)
+    out = torch.empty(inputs.query.shape, dtype=inputs.out_dtype, device=inputs.query.device)
     elements = workspace_elements(request.problem, tiny, request.knobs)
     workspace = torch.empty(elements, dtype=torch.float32, device=executor.device)
     calls = plan_decode(inputs, request.knobs, request.target, out=out, workspace=workspace)

@@ -88,6 +88,22 @@ def test_parameters_are_those_of_the_machine_code(cuda: Cuda, knobs: HopperKnobs
         assert [*kinds(kernel), "*", "*"] == ptx_parameters(kernel)
 
 
+@each_way
+def test_an_overlapping_kernel_waits_before_it_reads(cuda: Cuda, knobs: HopperKnobs) -> None:
+    calls, _ = decode_step(knobs)
+    for kernel in load(calls):
+        ptx = kernel.asm["ptx"]
+        assert ("griddepcontrol" in ptx) == knobs.overlap_launch
+        if knobs.overlap_launch:
+            reads = [
+                ptx.find(read) for read in ("ld.global", "cp.async.c", "st.global") if read in ptx
+            ]
+            wait, trigger = (
+                ptx.index(f"griddepcontrol.{word}") for word in ("wait", "launch_dependents")
+            )
+            assert wait < trigger < min(reads)
+
+
 def test_a_launch_carries_what_the_call_says(cuda: Cuda) -> None:
     a, out = aligned(64), aligned(64)
     call = mixed_call(a, out)
