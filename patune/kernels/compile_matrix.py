@@ -103,7 +103,7 @@ def _variants(problem: Problem, target: Target) -> Iterator[Knobs]:
     split = default_knobs(problem, FEW_WALKS, target)
     yield split
     yield default_knobs(problem, replace(FEW_WALKS, batch=128), target)
-    if problem.head_dim != 128 or problem.qg != 8:
+    if problem.head_dim != 128 or problem.qg != 8 or problem.softcap or problem.kv_itemsize == 1:
         return
     if problem.windowed and problem.block_size == 1024:
         return  # tile 256 spills 304 B there (Triton 3.9): a sweep refuses it, so defaults only
