@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from patune.problem import Problem, Workload
     from patune.target import Target
 
+# Accumulators (query rows x channels) that 4 warps hold: 64 x 128 spill 40 B and 32 x 256 24 B, 8 warps are clean (static, Triton 3.6 and 3.9).
+MOST_PER_WARPGROUP = 4096
+
 
 def tiles_of(workload: Workload, partition_tokens: int) -> int:
     """Tiles of a full-length context: more splits than that would leave some with nothing to do."""
@@ -70,7 +73,7 @@ def _hopper_knobs(problem: Problem, workload: Workload, target: Target, rows: in
         tile, stages = 64, 2
     if problem.head_dim >= 256:
         tile, stages = 64, 2  # 128 KB of K and V in flight already
-    if rows > 32 and problem.head_dim >= 128:  # 64 rows at 4 warps spill 40 B, 8 warps are clean
+    if rows * problem.head_dim > MOST_PER_WARPGROUP:
         tile, stages, warps = 128, 2 if problem.head_dim * problem.kv_itemsize <= 256 else 1, 8
     splits = default_splits(workload, target, tile, per_unit)
     return HopperKnobs(
