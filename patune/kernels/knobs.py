@@ -116,4 +116,8 @@ def knobs_from_dict(data: Mapping[str, Any]) -> HopperKnobs | CdnaKnobs:
         raise DocumentError(
             f"knobs: family={family!r} is unknown; known families: {', '.join(FAMILIES)}."
         )
+    if family == HopperKnobs.family:
+        fields.setdefault(
+            "overlap_launch", False
+        )  # written before there was one: launched and measured in turn
     return FAMILIES[family].from_dict(fields)

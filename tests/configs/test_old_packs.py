@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from config_samples import H100, MI300X, winner
+from config_samples import H100, KNOBS, MI300X, OTHER_KNOBS, winner
 
 from patune.configs.packs import SCHEMA, import_pack, pack_document, pack_text, read_pack
 from patune.errors import DocumentError
@@ -32,9 +33,10 @@ VARIANT = Problem(
     softcap=False,
     fp8_math=False,
 )
+ALONE = replace(KNOBS, overlap_launch=False)  # what had no overlapped launch was launched in turn
 WINNERS = [
-    winner(),
-    winner(target=H100, problem=VARIANT, default_knobs=None, default_score=None),
+    winner(knobs=ALONE, default_knobs=replace(OTHER_KNOBS, overlap_launch=False)),
+    winner(target=H100, problem=VARIANT, knobs=ALONE, default_knobs=None, default_score=None),
     winner(target=MI300X, slots=1000.0),
 ]
 
@@ -61,7 +63,7 @@ def test_a_pack_of_schema_1_is_read(tmp_path: Path) -> None:
 def test_a_pack_of_schema_1_is_imported(store: Store) -> None:
     report = import_pack(store, SCHEMA_1)
     assert report.added + report.skipped == 3
-    assert winner(imported_from=SCHEMA_1.name) in store.winners()
+    assert replace(WINNERS[0], imported_from=SCHEMA_1.name) in store.winners()
 
 
 def test_the_new_fields_go_out_and_come_in(tmp_path: Path) -> None:

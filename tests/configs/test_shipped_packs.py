@@ -12,7 +12,7 @@ from patune.configs.packs import pack_document, pack_text, read_pack
 from patune.kernels.feasibility import is_feasible
 
 SHIPPED = sorted(PACKS.rglob("*.json"))
-ADDED = {"softcap": False, "fp8_math": False, "overlap_launch": True}
+ADDED = {"softcap": False, "fp8_math": False, "overlap_launch": False}
 
 
 def test_there_are_some() -> None:
