@@ -63,7 +63,7 @@ def default_knobs(problem: Problem, workload: Workload, target: Target) -> Hoppe
 
 def _hopper_knobs(problem: Problem, workload: Workload, target: Target, rows: int) -> HopperKnobs:
     # A ring of three tiles of 64 is within 1.3 % of the best on page 16 HND. Large pages want tiles of 128 where a workgroup walks a whole
-    # context, 482.8 against 497.0 us at batch 128, and of 64 where splits share it, 8.3 against 9.8 us at batch 1 of 4096 tokens (H200, 2026-11-22).
+    # context, 485.9 against 497.0 us at batch 128, and of 64 where splits share it, 8.3 against 9.8 us at batch 1 of 4096 tokens (H200, 2026-11-22).
     alone = default_splits(workload, target, 128) == 1
     tile = 128 if problem.block_size >= 1024 and rows <= 16 and alone else 64
     stages, warps, per_unit = 3, 4, 1
