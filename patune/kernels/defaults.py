@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 # Accumulators (query rows x channels) that 4 warps hold: 64 x 128 spill 40 B and 32 x 256 24 B, 8 warps are clean (static, Triton 3.6 and 3.9).
 MOST_PER_WARPGROUP = 4096
+LEAST_TILES_PER_SPLIT = (
+    4  # of a window; 4096 tokens in 16 splits of 4 tiles are the best of batch 1
+)
 
 
 def tiles_of(workload: Workload, partition_tokens: int) -> int:
@@ -71,13 +74,17 @@ def _hopper_knobs(problem: Problem, workload: Workload, target: Target, rows: in
         # half the bytes per tile: two workgroups fit an SM. Batch 1 of 32768 tokens: 22.1 us with 32 splits, 25.2 with 16 (H200, 2026-11-22).
         tile, per_unit = (128 if rows <= 16 else 64), 2
     if problem.windowed:
-        # a window has a tile or two: a deep ring only costs workgroups per SM. Window 128, batch 128, page 64: 20.5 us, 24.0 with three stages.
+        # a window has a tile or two: a deep ring only costs workgroups per SM. Window 128, batch 128, page 64: 21.1 us, 24.0 with three stages
         tile, stages = 64, 2
     if problem.head_dim >= 256:
         tile, stages = 64, 2  # 128 KB of K and V in flight already
     if rows * problem.head_dim > MOST_PER_WARPGROUP:
         tile, stages, warps = 128, 2 if problem.head_dim * problem.kv_itemsize <= 256 else 1, 8
     splits = default_splits(workload, target, tile, per_unit)
+    if (
+        problem.windowed
+    ):  # window 128, batch 16: 10.2 us with two splits, 5.5 with one (H200, 2026-11-22)
+        splits = min(splits, max(1, tiles_of(workload, tile) // LEAST_TILES_PER_SPLIT))
     return HopperKnobs(
         partition_tokens=tile,
         num_splits=splits,

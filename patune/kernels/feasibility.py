@@ -103,9 +103,7 @@ def _hopper(knobs: HopperKnobs, problem: Problem, target: Target) -> str | None:
             f"num_warps={knobs.num_warps} covers {side} rows of the products; "
             f"partition_tokens={knobs.partition_tokens} or head_dim={problem.head_dim} has fewer"
         )
-    if not knobs.probs_k_major and (
-        problem.kv_itemsize == 1 and problem.fp8_math and problem.kv_layout.startswith("aiter")
-    ):
+    if not knobs.probs_k_major and problem.fp8_math and problem.kv_layout.startswith("aiter"):
         return "probs_k_major=False: fp8 products read both operands along the contraction"
     if not knobs.probs_k_major and padded_rows(problem, knobs.family) == MIN_ROWS[knobs.family]:
         return "probs_k_major=False with 8 rows gives wrong results in Triton 3.6 (80 % error, varies by run)"
