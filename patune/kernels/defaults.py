@@ -11,11 +11,9 @@ if TYPE_CHECKING:
     from patune.problem import Problem, Workload
     from patune.target import Target
 
-# Accumulators (query rows x channels) that 4 warps hold: 64 x 128 spill 40 B and 32 x 256 24 B, 8 warps are clean (static, Triton 3.6 and 3.9).
+# Accumulators (query rows x channels) that 4 warps hold: 64 x 128 spill 40 B and 32 x 256 24 B, 8 warps are clean (bf16; static, Triton 3.9).
 MOST_PER_WARPGROUP = 4096
-LEAST_TILES_PER_SPLIT = (
-    4  # of a window; 4096 tokens in 16 splits of 4 tiles are the best of batch 1
-)
+LEAST_TILES_PER_SPLIT = 4  # of a window; 16 splits of 4 tiles are best at batch 1 x 4096
 
 
 def tiles_of(workload: Workload, partition_tokens: int) -> int:

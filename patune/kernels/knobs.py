@@ -117,7 +117,6 @@ def knobs_from_dict(data: Mapping[str, Any]) -> HopperKnobs | CdnaKnobs:
             f"knobs: family={family!r} is unknown; known families: {', '.join(FAMILIES)}."
         )
     if family == HopperKnobs.family:
-        fields.setdefault(
-            "overlap_launch", False
-        )  # written before there was one: launched and measured in turn
+        # written before there was one: launched and measured in turn
+        fields.setdefault("overlap_launch", False)
     return FAMILIES[family].from_dict(fields)

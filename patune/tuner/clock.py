@@ -35,9 +35,8 @@ RACE_REPLAYS = 3
 RACE_FACTOR = 1.5  # slower than this times the incumbent after RACE_REPLAYS ends the measurement
 WARM_UP_US = 30_000.0  # of replays, so that the clocks are up
 MIN_WARM_UPS = 2
-DELAY_CYCLES = (
-    200_000  # 0.1 ms at 1980 MHz, in which the host submits the graph; 26 us were seen for one node
-)
+# 0.1 ms at 1980 MHz, in which the host submits the graph; 26 us were seen for one node
+DELAY_CYCLES = 200_000
 DELAY_CYCLES_PER_CALL = 1000  # 0.5 us, for graphs of many nodes
 MEMORY_SHARE = 0.8  # of the free device memory that KV data may take
 GIGA = 1e9

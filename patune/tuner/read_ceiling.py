@@ -51,9 +51,8 @@ LONGEST_SHORT_B = 128 << 20
 SHORTEST_LONG_B = 16 << 20
 LADDER_PER_CU = (1, 2, 4, 8, 16)
 LADDER_WARM_UP_US = 5_000.0  # per shape: the clocks are up from the shape before
-LADDER_REPLAYS = (
-    15  # of the best shape, after it was chosen: the choice itself favours lucky samples
-)
+# of the best shape, after it was chosen: the choice itself favours lucky samples
+LADDER_REPLAYS = 15
 WORD_B = 4
 
 
