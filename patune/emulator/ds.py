@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patune.emulator.memory import compress
-from patune.emulator.registers import LANE_NUMBER, LANES, Row
+from patune.emulator.registers import LANE_NUMBER, Row, rows_first
 from patune.emulator.vmem import Access, register_reader, register_writer
 
 if TYPE_CHECKING:
     from patune.emulator.assembly import Instruction, Operand
-    from patune.emulator.registers import Wave
     from patune.emulator.sources import Context, Step
+    from patune.emulator.waves import Waves
 
 _NAME = re.compile(r"^ds_(read|write)(2?)(st64)?_([bui])(8|16|32|64|96|128)(?:_(d16_hi|d16))?$")
 
@@ -64,16 +63,14 @@ def _read(instruction: Instruction, context: Context, access: Access, offsets: l
     if len(offsets) == 1:
         (offset,), (write,) = offsets, writes
 
-        def step(w: Wave) -> None:
-            lanes = compress(w.rows[address], w.active).astype(np.int64)
-            write(w, w.lds.load(w.number, lanes, offset, width_b, text))
+        def step(w: Waves) -> None:
+            write(w, w.batch.lds.load(w, w.rows[address], offset, width_b, text))
 
         return step
 
-    def step2(w: Wave) -> None:
+    def step2(w: Waves) -> None:
         # Both loads before the first write: a destination may be the address register.
-        lanes = compress(w.rows[address], w.active).astype(np.int64)
-        loaded = [w.lds.load(w.number, lanes, offset, width_b, text) for offset in offsets]
+        loaded = [w.batch.lds.load(w, w.rows[address], offset, width_b, text) for offset in offsets]
         for write, values in zip(writes, loaded, strict=True):
             write(w, values)
 
@@ -86,10 +83,9 @@ def _write(instruction: Instruction, context: Context, access: Access, offsets: 
     reads = [register_reader(plan, instruction.operand(i + 1), access) for i in range(len(offsets))]
     pairs = list(zip(reads, offsets, strict=True))
 
-    def step(w: Wave) -> None:
-        lanes = compress(w.rows[address], w.active).astype(np.int64)
+    def step(w: Waves) -> None:
         for read, offset in pairs:
-            w.lds.store(w.number, lanes, offset, read(w), text)
+            w.batch.lds.store(w, w.rows[address], offset, read(w), text)
 
     return step
 
@@ -101,13 +97,13 @@ def _transposing_read(instruction: Instruction, context: Context, element_b: int
     rows = plan.rows(instruction.operand(0), 2)
     n, dtype = 8 // element_b, f"u{element_b}"
 
-    def step(w: Wave) -> None:
+    def step(w: Waves) -> None:
         if w.active is not True:
             raise instruction.refusal("under a partial EXEC")
-        loaded = w.lds.load(w.number, w.rows[address].astype(np.int64), offset, 8, text)
-        block = loaded.view(dtype).reshape(4, n, 16, order="C")  # [16 lanes, row, column]
-        turned = np.ascontiguousarray(block.transpose(0, 2, 1)).reshape(LANES, n)
-        w.rows[rows][...] = turned.view(np.uint32).T
+        loaded = w.batch.lds.load(w, w.rows[address], offset, 8, text)
+        block = loaded.view(dtype).reshape(-1, n, 16)  # [16 lanes of a wave, row, column]
+        turned = np.ascontiguousarray(block.transpose(0, 2, 1)).view(np.uint32)
+        w.rows[rows][...] = rows_first(turned.reshape(*w.shape, 2))
 
     return step
 
@@ -118,20 +114,21 @@ def _permute(instruction: Instruction, context: Context, *, pull: bool) -> Step:
     d, address, value = (plan.row(instruction.operand(i)) for i in range(3))
     offset = np.uint32(instruction.take_int("offset"))
 
-    def lanes_named(w: Wave) -> Row:
+    def places_named(w: Waves) -> Row:
+        """The lanes as positions in a flat row of all waves."""
         named: Row = w.rows[address] + offset if offset else w.rows[address]
-        return (named >> np.uint32(2)) & np.uint32(63)
+        return ((named >> np.uint32(2)) & np.uint32(63)) + w.first_lane
 
-    def pulled(w: Wave) -> None:
-        lanes = lanes_named(w)
-        values = w.rows[value][lanes]
+    def pulled(w: Waves) -> None:
+        places = places_named(w)
+        values = w.rows[value].reshape(-1)[places]
         if w.active is not True:
-            values[~w.active[lanes]] = 0
+            values[~w.active.reshape(-1)[places]] = 0
         w.put(d, values)
 
-    def pushed(w: Wave) -> None:
-        values = np.zeros(LANES, np.uint32)
-        values[compress(lanes_named(w), w.active)] = compress(w.rows[value], w.active)
+    def pushed(w: Waves) -> None:
+        values = np.zeros(w.shape, np.uint32)
+        values.reshape(-1)[w.compress(places_named(w))] = w.compress(w.rows[value])
         w.put(d, values)
 
     return pulled if pull else pushed
@@ -172,10 +169,10 @@ def _swizzle(instruction: Instruction, context: Context) -> Step:
     lanes = _swizzle_lanes(instruction, instruction.take("offset", "") or "")
     d, value = (context.plan.row(instruction.operand(i)) for i in (0, 1))
 
-    def step(w: Wave) -> None:
-        values = w.rows[value][lanes]
+    def step(w: Waves) -> None:
+        values = w.rows[value].take(lanes, axis=-1)
         if w.active is not True:
-            values[~w.active[lanes]] = 0
+            values[~w.active[..., lanes]] = 0
         w.put(d, values)
 
     return step

@@ -22,8 +22,10 @@ def f32_from_bf16(bits: Array) -> F32Array:
 def bf16_from_f32(values: F32Array) -> U32Array:
     """The bfloat16 bit patterns of float32 values, round to nearest even; NaN stays NaN and becomes quiet."""
     bits = values.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(values), (bits >> np.uint32(16)) | np.uint32(0x40), rounded)
+    upper = bits >> np.uint32(16)
+    rounded = ((upper & np.uint32(1)) + bits + np.uint32(0x7FFF)) >> np.uint32(16)
+    nan = np.isnan(values)
+    return np.where(nan, upper | np.uint32(0x40), rounded) if nan.any() else rounded
 
 
 def f16_bits_from_f32(values: Array) -> U32Array:
@@ -62,12 +64,12 @@ class Fp8Format:
         """The float32 values of codes 0..255."""
         return self.values[codes]
 
-    def encode(self, values: F32Array, *, saturate: bool) -> U32Array:
+    def encode(self, values: F32Array, *, saturate: bool | npt.NDArray[np.bool_]) -> U32Array:
         """The codes of float32 values, round to nearest even.
 
         Args:
             values: what to convert.
-            saturate: clamp to the largest finite value, as the hardware does when MODE.FP16_OVFL is set.
+            saturate: clamp to the largest finite value, as the hardware does when MODE.FP16_OVFL is set; may broadcast.
         """
         magnitude = np.abs(values.astype(np.float64))
         clamped = np.minimum(magnitude, self.maximum)
@@ -77,8 +79,9 @@ class Fp8Format:
         # The code of a magnitude is its index, so an even index is an even mantissa.
         round_up = (below > above) | ((below == above) & (upper % 2 == 0))
         code = np.where(round_up, upper, upper - 1).astype(np.uint32)
-        if not saturate:
-            code = np.where(magnitude > self.half_step_above, np.uint32(self.overflow_code), code)
+        if not np.all(saturate):
+            overflows = (magnitude > self.half_step_above) & np.logical_not(saturate)
+            code = np.where(overflows, np.uint32(self.overflow_code), code)
         negative = np.signbit(values)
         if not self.has_negative_zero:
             negative &= (code != 0) & (code != self.nan_code)

@@ -1,14 +1,15 @@
-"""Shared memory (LDS) of one workgroup, with a race detector.
+"""Shared memory (LDS) of the workgroups of a batch, with a race detector.
 
-Between two barriers the waves of a workgroup may run in any order. The emulator runs them one after the other, so it keeps, per
-byte, who wrote and who read it since the last barrier. Touching a byte that another wave wrote, or writing one that another wave
-read, is a race; two waves writing equal values is not (replicated layouts do that).
+Between two barriers the waves of a workgroup may run in any order. The emulator keeps, per byte, which wave of its workgroup wrote
+and which read it since the last barrier. Touching a byte that another wave wrote, or writing one that another wave read, is a race;
+two waves writing equal values is not (replicated layouts do that). Waves in lockstep access it in one call, which is split by the
+same rule: what the shadows say before the access, and which wave they name after it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,13 @@ import numpy.typing as npt
 from patune.emulator.memory import windows
 from patune.errors import EmulatorError
 
+if TYPE_CHECKING:
+    from patune.emulator.registers import Row
+    from patune.emulator.waves import Waves
+
 Elements = npt.NDArray[Any]
-LaneAddresses = npt.NDArray[np.int64]
+Places = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 POISON_BYTE = 0xA5  # uninitialised shared memory is visible: -2.9e-16 as float32
 NOBODY = 0xFF
@@ -32,13 +38,15 @@ class Race:
 
     Attributes:
         instruction: the later access in the emulator's order.
-        wave: its wave.
+        workgroup: position of their workgroup in launch order.
+        wave: its wave, counted inside of the workgroup.
         other: the other wave, or None when several had read the byte.
         byte: the first such byte.
         access: what the later access did.
     """
 
     instruction: str
+    workgroup: int
     wave: int
     other: int | None
     byte: int
@@ -53,163 +61,251 @@ class Race:
 
 
 class _Window(NamedTuple):
-    """What accesses of one width at one constant offset index with their lane addresses."""
+    """What accesses of one width at one constant offset index with their places."""
 
     data: Elements
     writer: Elements
     reader: Elements
 
 
-class Lds:
-    """The shared memory of the workgroup that runs now.
+class _Access(NamedTuple):
+    """Accesses of the active lanes of some waves.
 
-    Lane addresses are non-negative, and the caller leaves the array alone afterwards: reads are only listed at first.
+    Attributes:
+        window: what they index.
+        places: first byte in the batch's shared memory, without the constant offset, [lanes].
+        marks: the number of each lane's wave inside of its workgroup, in each accessed byte, [lanes].
+        waves: number in the batch of each lane's wave, [lanes].
+        offset: constant.
+        text: the instruction.
     """
 
-    def __init__(self, size_b: int, *, detect_races: bool) -> None:
-        self.data = np.empty(size_b, np.uint8)
-        self.races: list[Race] = []
-        self._detect = detect_races
-        self._writer = np.empty(size_b if detect_races else 0, np.uint8)
-        self._reader = np.empty_like(self._writer)
-        self._windows: dict[tuple[int, int], _Window] = {}
-        self._marks: dict[tuple[int, int], Elements] = {}
-        self.reset()
+    window: _Window
+    places: Places
+    marks: Elements
+    waves: Row
+    offset: int
+    text: str
 
-    def reset(self) -> None:
-        """The state at the start of a workgroup."""
-        self.data.fill(POISON_BYTE)
-        self.barrier()
+
+class Lds:
+    """The shared memory of all workgroups of a batch, each in a range of its own.
+
+    Attributes:
+        size_b: of one workgroup.
+        races: what was noticed, at most 64.
+        load_b, store_b: bytes moved by active lanes.
+        first_workgroup: position in the launch of the workgroup at byte 0.
+    """
+
+    def __init__(self, size_b: int, *, num_warps: int, detect_races: bool) -> None:
+        self.size_b = size_b
+        self.races: list[Race] = []
+        self.load_b = 0
+        self.store_b = 0
+        self._num_warps = num_warps
+        self._detect = detect_races and num_warps > 1
+        self.reset(first_workgroup=0, workgroups=0)
+
+    def reset(self, *, first_workgroup: int, workgroups: int) -> None:
+        """The state at the start of workgroups."""
+        self.first_workgroup = first_workgroup
+        total_b = self.size_b * workgroups
+        self._data = np.full(total_b, POISON_BYTE, np.uint8)
+        self._writer = np.full(total_b if self._detect else 0, NOBODY, np.uint8)
+        self._reader = self._writer.copy()
+        self._windows: dict[tuple[int, int], _Window] = {}
+        self._wrote = False  # somebody, since the barrier
+        self._reads: list[_Access] = []  # since the barrier, and not yet in the shadow
+        self._read = False
+        self._starts_of: dict[Waves, Row] = {}
+        self._marks_of: dict[tuple[Waves, np.dtype[Any]], tuple[Elements, Row]] = {}
 
     def barrier(self) -> None:
         """All waves have arrived: what they did before orders before what they do next."""
-        self._wrote = 0  # bit set of the waves that wrote since the barrier
-        self._read = 0
-        self._listed: list[tuple[int, LaneAddresses, Elements]] = []
-        self._writer.fill(NOBODY)
-        self._reader.fill(NOBODY)
+        if self._wrote:
+            self._writer.fill(NOBODY)
+            self._wrote = False
+        if self._read:
+            self._reader.fill(NOBODY)
+            self._read = False
+        self._reads.clear()
 
-    def load(
-        self, wave: int, addresses: LaneAddresses, offset: int, width_b: int, text: str
-    ) -> Elements:
-        """Load ``width_b`` bytes per lane from its address plus a constant.
+    def load(self, w: Waves, addresses: Row, offset: int, width_b: int, text: str) -> Elements:
+        """Load ``width_b`` bytes per active lane from its address plus a constant.
+
+        Args:
+            w: the waves.
+            addresses: of all lanes in the workgroup's shared memory, [waves, 64] uint32.
+            offset: the constant.
+            width_b: bytes.
+            text: the instruction.
 
         Raises:
             EmulatorError: an access beyond the shared memory of the launch.
         """
+        places = self._places(w, w.compress(addresses), offset, width_b, "read")
         window = self._window(offset, width_b)
-        try:
-            loaded: Elements = window.data[addresses]
-        except IndexError:
-            raise self._out_of_bounds("read", addresses, offset, width_b) from None
+        loaded: Elements = window.data[places]
+        self.load_b += loaded.nbytes
         if self._detect:
-            if self._wrote & ~(1 << wave):
-                self._check(window.writer[addresses], wave, addresses, offset, text, "read")
-            self._listed.append((wave, addresses, window.reader))
-            self._read |= 1 << wave
+            access = self._access(w, window, places, offset, text)
+            if self._wrote:
+                self._check(access, window.writer[access.places], "read")
+            self._reads.append(access)
         return loaded
 
-    def store(
-        self, wave: int, addresses: LaneAddresses, offset: int, values: Elements, text: str
-    ) -> None:
-        """Store opaque elements at each lane's address plus a constant.
+    def store(self, w: Waves, addresses: Row, offset: int, values: Elements, text: str) -> None:
+        """Store opaque elements of the active lanes at their address plus a constant; arguments as of :meth:`load`.
 
         Raises:
             EmulatorError: an access beyond the shared memory of the launch.
         """
+        self.store_compressed(w, w.compress(addresses), offset, values, text)
+
+    def store_compressed(
+        self, w: Waves, addresses: Row, offset: int, values: Elements, text: str
+    ) -> None:
+        """The same for addresses of the active lanes only."""
         width_b = values.dtype.itemsize
+        places = self._places(w, addresses, offset, width_b, "write")
         window = self._window(offset, width_b)
-        try:
-            if self._detect:
-                self._note_store(window, wave, addresses, offset, values, text)
-            window.data[addresses] = values
-        except IndexError:
-            raise self._out_of_bounds("write", addresses, offset, width_b) from None
+        self.store_b += values.nbytes
+        if not self._detect:
+            window.data[places] = values
+            return
+        access = self._access(w, window, places, offset, text)
+        flat = values.reshape(-1)
+        self._check_store(access, flat)
+        window.data[access.places] = flat
+        window.writer[access.places] = access.marks
+        self._wrote = True
+        self._check_overwritten(access, flat)
 
     # ---- race detection -----------------------------------------------------------------------------------------
 
-    def _note_store(
-        self,
-        window: _Window,
-        wave: int,
-        addresses: LaneAddresses,
-        offset: int,
-        values: Elements,
-        text: str,
-    ) -> None:
-        if self._wrote & ~(1 << wave):
-            old = window.data[addresses]
-            if old.tobytes() != values.tobytes():
-                changed = _bytes_of(old) != _bytes_of(values)
-                seen = window.writer[addresses]
-                self._check(seen, wave, addresses, offset, text, "write", changed)
-        if self._read & ~(1 << wave):
+    def _access(self, w: Waves, window: _Window, places: Places, offset: int, text: str) -> _Access:
+        marks, waves = self._marks(w, window.data.dtype)
+        if w.active is not True:
+            active = w.active.reshape(-1)
+            marks, waves = marks[active], waves[active]
+        return _Access(window, places.reshape(-1), marks, waves, offset, text)
+
+    def _marks(self, w: Waves, dtype: np.dtype[Any]) -> tuple[Elements, Row]:
+        """(shadow entries of all lanes, numbers of their waves), each a flat [waves * 64]."""
+        known = self._marks_of.get((w, dtype))
+        if known is None:
+            waves = np.repeat(w.numbers.reshape(-1), w.shape[-1])
+            numbers = (waves % self._num_warps).astype(np.uint8)
+            known = np.repeat(numbers, dtype.itemsize).view(dtype), waves
+            self._marks_of[w, dtype] = known
+        return known
+
+    def _check_store(self, access: _Access, values: Elements) -> None:
+        """Against what happened before this instruction."""
+        window, places = access.window, access.places
+        if self._wrote:
+            self._check(access, window.writer[places], "write", values)
+        if self._reads:
             self._enter_reads()
-            self._check(window.reader[addresses], wave, addresses, offset, text, "write")
-        mark = self._marks.get((wave, values.dtype.itemsize))
-        if mark is None:
-            mark = np.full(values.dtype.itemsize, wave, np.uint8).view(values.dtype)
-            self._marks[wave, values.dtype.itemsize] = mark
-        window.writer[addresses] = mark
-        self._wrote |= 1 << wave
+        if self._read:
+            self._check(access, window.reader[places], "write")
+
+    def _check_overwritten(self, access: _Access, values: Elements) -> None:
+        """Against the other waves of this instruction: the last one has left its number and its value."""
+        left = access.window.writer[access.places]
+        if left.tobytes() == access.marks.tobytes():
+            return
+        left, own = _bytes_of(left), _bytes_of(access.marks)
+        differ = _bytes_of(access.window.data[access.places]) != _bytes_of(values)
+        self._report(access, (left != own) & differ, wave=left, other=own, what="write")
 
     def _enter_reads(self) -> None:
         """Enter the reads that were only listed so far; most intervals between barriers never need it."""
-        for wave, addresses, reader in self._listed:
-            seen = _bytes_of(reader[addresses])
-            others = (seen != NOBODY) & (seen != wave)
-            entry = np.where(others, np.uint8(SEVERAL), np.uint8(wave))
-            reader[addresses] = entry.view(reader.dtype).reshape(-1)
-        self._listed.clear()
+        for access in self._reads:
+            reader, places = access.window.reader, access.places
+            seen, own = _bytes_of(reader[places]), _bytes_of(access.marks)
+            entry = np.where((seen != NOBODY) & (seen != own), np.uint8(SEVERAL), own)
+            reader[places] = entry.view(reader.dtype).reshape(-1)
+            differ = (
+                _bytes_of(reader[places]) != entry
+            )  # another wave has read it in the same instruction
+            if differ.any():
+                width_b = entry.shape[1]
+                byte = places[:, None] + (access.offset + np.arange(width_b))
+                self._reader[byte[differ]] = SEVERAL
+        self._read = True
+        self._reads.clear()
 
     def _check(
         self,
+        access: _Access,
         seen: Elements,
-        wave: int,
-        addresses: LaneAddresses,
-        offset: int,
-        text: str,
-        access: Literal["read", "write"],
-        counts: npt.NDArray[np.bool_] | None = None,
+        what: Literal["read", "write"],
+        values: Elements | None = None,
     ) -> None:
-        """Note a race if a byte's shadow names another wave; ``counts`` [lanes, bytes] says which bytes can conflict at all."""
-        if not seen.tobytes().translate(None, bytes((NOBODY, wave))):
+        """Note a race where a byte's shadow names another wave; a store of the value that is there conflicts with no store."""
+        owner, own = _bytes_of(seen), _bytes_of(access.marks)
+        conflict = (owner != NOBODY) & (owner != own)
+        if not conflict.any():
             return
-        owner = _bytes_of(seen)
-        conflict = (owner != NOBODY) & (owner != wave)
-        if counts is not None:
-            conflict &= counts
-        if not conflict.any() or len(self.races) >= MAX_RACES:
-            return
-        lane, byte = (int(i) for i in np.argwhere(conflict)[0])
-        other = int(owner[lane, byte])
-        self.races.append(
-            Race(
-                instruction=text,
-                wave=wave,
-                other=None if other == SEVERAL else other,
-                byte=int(addresses[lane]) + offset + byte,
-                access=access,
-            )
-        )
+        if values is not None:
+            conflict &= _bytes_of(access.window.data[access.places]) != _bytes_of(values)
+        self._report(access, conflict, wave=own, other=owner, what=what)
 
-    # ---- views --------------------------------------------------------------------------------------------------
+    def _report(
+        self,
+        access: _Access,
+        conflict: Flags,
+        *,
+        wave: npt.NDArray[np.uint8],
+        other: npt.NDArray[np.uint8],
+        what: Literal["read", "write"],
+    ) -> None:
+        """Note the first conflict of each wave; all arguments are [lanes, bytes]."""
+        lanes = np.flatnonzero(conflict.any(axis=1))
+        _, first = np.unique(access.waves[lanes], return_index=True)
+        for lane in lanes[np.sort(first)]:
+            byte = int(conflict[lane].argmax())
+            workgroup = int(access.waves[lane]) // self._num_warps
+            rival = int(other[lane, byte])
+            if len(self.races) < MAX_RACES:
+                self.races.append(
+                    Race(
+                        instruction=access.text,
+                        workgroup=self.first_workgroup + workgroup,
+                        wave=int(wave[lane, byte]),
+                        other=None if rival == SEVERAL else rival,
+                        byte=int(access.places[lane]) + access.offset + byte - workgroup * self.size_b,
+                        access=what,
+                    )
+                )  # fmt: skip
+
+    # ---- addresses ----------------------------------------------------------------------------------------------
+
+    def _places(
+        self, w: Waves, addresses: Row, offset: int, width_b: int, what: Literal["read", "write"]
+    ) -> Places:
+        """Addresses of the active lanes in the range of their workgroup; the constant offset is left to the window."""
+        if addresses.size:
+            end = int(np.maximum.reduce(addresses, axis=None)) + offset + width_b
+            if end > self.size_b:
+                raise EmulatorError(
+                    f"out-of-bounds shared memory {what}: bytes up to {end} of {self.size_b} that the launch has."
+                )
+        starts = self._starts_of.get(w)
+        if starts is None:
+            starts = self._starts_of[w] = w.numbers // self._num_warps * self.size_b
+        places: Places = addresses + w.spread(starts)
+        return places
 
     def _window(self, offset: int, width_b: int) -> _Window:
         window = self._windows.get((offset, width_b))
         if window is None:
-            shadows = (self.data, self._writer, self._reader)
+            shadows = (self._data, self._writer, self._reader)
             window = _Window(*(windows(part, width_b)[offset:] for part in shadows))
             self._windows[offset, width_b] = window
         return window
-
-    def _out_of_bounds(
-        self, what: str, addresses: LaneAddresses, offset: int, width_b: int
-    ) -> EmulatorError:
-        last = int(addresses.max()) + offset + width_b
-        return EmulatorError(
-            f"out-of-bounds shared memory {what}: bytes up to {last} of {len(self.data)} that the launch has."
-        )
 
 
 def _bytes_of(elements: Elements) -> npt.NDArray[np.uint8]:

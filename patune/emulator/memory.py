@@ -15,8 +15,6 @@ from patune.errors import EmulatorError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from patune.emulator.registers import Lanes
-
 Bytes = npt.NDArray[np.uint8]
 Addresses = npt.NDArray[np.int64]
 
@@ -28,7 +26,7 @@ ALIGNMENT_B = 1 << 16
 def windows(data: Bytes, width_b: int) -> npt.NDArray[Any]:
     """Every run of ``width_b`` bytes as one opaque element, at byte steps.
 
-    Indexing it with 64 byte offsets is a whole vector load or store in one numpy call, whatever the alignment,
+    Indexing it with the byte offsets of all lanes is a whole vector load or store in one numpy call, whatever the alignment,
     and numpy refuses offsets past the end.
     """
     return np.ndarray((max(len(data) - width_b + 1, 0),), f"V{width_b}", data, strides=(1,))
@@ -36,7 +34,7 @@ def windows(data: Bytes, width_b: int) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Bytes that a launch moved from and to one argument."""
+    """Bytes that a launch moved from and to one argument, or from and to shared memory."""
 
     load_b: int = 0
     store_b: int = 0
@@ -69,9 +67,22 @@ class Region:
             view = self._windows[width_b] = windows(self.data, width_b)
         return view
 
-    def holds(self, address: int) -> bool:
-        """The address is one of the region's bytes."""
-        return self.start <= address < self.start + len(self.data)
+    def spans(self, places: Addresses, width_b: int) -> bool:
+        """All accesses at these byte offsets are inside."""
+        # One comparison for both ends: a negative offset is a huge unsigned one.
+        last = int(np.maximum.reduce(places.view(np.uint64), axis=None))
+        return last + width_b <= len(self.data)
+
+    def store(self, places: Addresses, values: npt.NDArray[Any], what: str) -> None:
+        """Store opaque elements at byte offsets.
+
+        Raises:
+            EmulatorError: a read-only array.
+        """
+        if not self.data.flags.writeable:
+            raise EmulatorError(f"{what} to the read-only argument {self.name}.")
+        self.windows(values.dtype.itemsize)[places] = values
+        self.store_b += values.nbytes
 
 
 class Memory:
@@ -116,50 +127,23 @@ class Memory:
 
     # ---- access -------------------------------------------------------------------------------------------------
 
-    def region_at(self, address: int, width_b: int, what: str) -> Region:
-        """The region that holds an address.
-
-        Raises:
-            EmulatorError: no region does.
-        """
-        index = bisect.bisect_right(self._starts, address) - 1
-        if index < 0 or not self.regions[index].holds(address):
-            raise self.out_of_bounds(address, width_b, what)
-        return self.regions[index]
-
     def gather(self, addresses: Addresses, width_b: int, what: str) -> npt.NDArray[Any]:
-        """Load ``width_b`` bytes from each address, as opaque elements.
+        """Load ``width_b`` bytes from each address, as opaque elements in the shape of the addresses.
 
         Raises:
             EmulatorError: an access that is not inside of one region.
         """
-        region = self.region_at(int(addresses[0]), width_b, what)
-        offsets = addresses - region.start
-        # One comparison for both ends: a negative offset is a huge unsigned one.
-        if int(np.maximum.reduce(offsets.view(np.uint64))) + width_b <= len(region.data):
-            region.load_b += width_b * len(offsets)
-            return region.windows(width_b)[offsets]
-        return self._gather_each(addresses, width_b, what)
-
-    def gather_offsets(
-        self, base: int, offsets: npt.NDArray[Any], width_b: int, what: str
-    ) -> npt.NDArray[Any]:
-        """Load from ``base`` plus non-negative offsets: where the base is inside of a region, numpy checks the end for free.
-
-        Raises:
-            EmulatorError: an access that is not inside of one region.
-        """
-        index = bisect.bisect_right(self._starts, base) - 1
-        region = self.regions[max(index, 0)]
-        if region.start <= base <= region.start + len(region.data):
-            try:
-                loaded: npt.NDArray[Any] = region.windows(width_b)[base - region.start :][offsets]
-            except IndexError:
-                pass
-            else:
-                region.load_b += width_b * len(offsets)
-                return loaded
-        return self._gather_each(offsets.astype(np.int64) + base, width_b, what)
+        region = self._nearest(int(addresses.flat[0]))
+        places = addresses - region.start
+        if region.spans(places, width_b):
+            region.load_b += width_b * places.size
+            loaded: npt.NDArray[Any] = region.windows(width_b)[places]
+            return loaded
+        loaded = np.empty(addresses.shape, f"V{width_b}")
+        for region, lanes in self._split(addresses, width_b, what):
+            loaded[lanes] = region.windows(width_b)[addresses[lanes] - region.start]
+            region.load_b += width_b * int(lanes.sum())
+        return loaded
 
     def scatter(self, addresses: Addresses, values: npt.NDArray[Any], what: str) -> None:
         """Store opaque elements; of lanes that write the same bytes the last one wins.
@@ -168,49 +152,34 @@ class Memory:
             EmulatorError: an access that is not inside of one region, or a read-only array.
         """
         width_b = values.dtype.itemsize
-        region = self.region_at(int(addresses[0]), width_b, what)
-        offsets = addresses - region.start
-        if int(np.maximum.reduce(offsets.view(np.uint64))) + width_b <= len(region.data):
-            self._store(region, offsets, values, what)
+        region = self._nearest(int(addresses.flat[0]))
+        places = addresses - region.start
+        if region.spans(places, width_b):
+            region.store(places, values, what)
             return
-        for address, value in zip(addresses, values, strict=True):
-            region = self._region_around(int(address), width_b, what)
-            self._store(region, np.array([int(address) - region.start]), value[None], what)
+        for region, lanes in self._split(addresses, width_b, what):
+            region.store(addresses[lanes] - region.start, values[lanes], what)
 
-    def scalar_words(self, address: int, count: int) -> npt.NDArray[np.uint32]:
-        """``count`` 32-bit words for the scalar unit.
+    # ---- which region -------------------------------------------------------------------------------------------
+
+    def _nearest(self, address: int) -> Region:
+        """The last region that starts at or before an address; whether it holds the address is another question."""
+        return self.regions[max(bisect.bisect_right(self._starts, address) - 1, 0)]
+
+    def _split(
+        self, addresses: Addresses, width_b: int, what: str
+    ) -> list[tuple[Region, npt.NDArray[np.bool_]]]:
+        """The regions of accesses and which accesses are theirs.
 
         Raises:
-            EmulatorError: an access that is not inside of one region.
+            EmulatorError: an access that is not inside of one region; the first one is named.
         """
-        region = self._region_around(address, 4 * count, "scalar load")
-        region.load_b += 4 * count
-        offset = address - region.start
-        return region.data[offset : offset + 4 * count].view(np.uint32)
-
-    # ---- slow paths ---------------------------------------------------------------------------------------------
-
-    def _gather_each(self, addresses: Addresses, width_b: int, what: str) -> npt.NDArray[Any]:
-        loaded = np.empty(len(addresses), f"V{width_b}")
-        for lane, address in enumerate(addresses):
-            region = self._region_around(int(address), width_b, what)
-            loaded[lane] = region.windows(width_b)[int(address) - region.start]
-            region.load_b += width_b
-        return loaded
-
-    def _region_around(self, address: int, width_b: int, what: str) -> Region:
-        region = self.region_at(address, width_b, what)
-        if address + width_b > region.start + len(region.data):
-            raise self.out_of_bounds(address, width_b, what)
-        return region
-
-    def _store(
-        self, region: Region, offsets: Addresses, values: npt.NDArray[Any], what: str
-    ) -> None:
-        if not region.data.flags.writeable:
-            raise EmulatorError(f"{what} to the read-only argument {region.name}.")
-        region.windows(values.dtype.itemsize)[offsets] = values
-        region.store_b += values.nbytes
+        index = np.maximum(np.searchsorted(self._starts, addresses, side="right") - 1, 0)
+        last = np.array([r.start + len(r.data) - width_b for r in self.regions])
+        inside = (addresses >= np.array(self._starts)[index]) & (addresses <= last[index])
+        if not inside.all():
+            raise self.out_of_bounds(int(addresses[~inside][0]), width_b, what)
+        return [(self.regions[i], index == i) for i in np.unique(index)]
 
     def out_of_bounds(self, address: int, width_b: int, what: str) -> EmulatorError:
         """The error for an access outside of every region; it names the nearest one."""
@@ -226,11 +195,6 @@ class Memory:
                 f", argument {near.name}[{offset}..{offset + width_b}] of {len(near.data)} bytes"
             )
         return EmulatorError(message)
-
-
-def compress(values: npt.NDArray[Any], active: Lanes | bool) -> npt.NDArray[Any]:
-    """The entries of the lanes that are on."""
-    return values if active is True else values[active]
 
 
 def _overlapping(arrays: Sequence[npt.NDArray[Any]]) -> list[list[int]]:

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from patune.emulator.registers import LANES
+
 if TYPE_CHECKING:
     from patune.emulator.assembly import Instruction, Operand
-    from patune.emulator.registers import RegisterPlan, Row, Wave
+    from patune.emulator.registers import RegisterPlan, Row
     from patune.emulator.sources import Context, Step
+    from patune.emulator.waves import Waves
 
 _SHAPE = re.compile(r"^mfma_f32_(16x16|32x32)x(\d+)_(\w+)$")
 _ELEMENT_BYTES = {"f16": 2, "bf16": 2, "fp8": 1, "bf8": 1}
 # 8-bit formats of v_mfma_f32_*_f8f6f4 by the value of cbsz (A) and blgp (B); the 4- and 6-bit ones are not verified
+_HALF, _UPPER_HALF = np.uint32(16), np.uint32(0xFFFF_0000)
 _F8F6F4 = {0: "fp8", 1: "bf8"}
 
 
@@ -35,47 +39,54 @@ def _types(instruction: Instruction, suffix: str) -> tuple[str, str]:
 
 
 class _Operand:
-    """One matrix operand: a view of its registers and the float32 buffer that they are widened into.
+    """One matrix operand: a view of its registers, and how they are widened to float32.
 
-    The buffer's layout is chosen so that the product needs no rearranging: A's rows come in the order in which the accumulator
-    registers hold result rows, and B's k in the order of A's.
+    Both operands become [k, row of A or column of B] with k = (register, element of the register, group of lanes): whole registers
+    are copied. A's rows come in the order in which the accumulator registers hold result rows, so the product is copied likewise.
     """
 
     def __init__(
         self, plan: RegisterPlan, operand: Operand, shape: tuple[int, int], type_name: str, fp8: Row, *, is_a: bool
     ) -> None:  # fmt: skip
         size, depth = shape
-        width, groups = _ELEMENT_BYTES[type_name], 64 // size
-        elements = 4 // width
-        registers = depth // groups // elements
-        at, blocks = plan.vector_index(operand, registers), size // (4 * groups)
-
-        def make(v: Row, s: Row) -> Row:
-            block = v[at : at + registers].view("f2" if type_name == "f16" else f"u{width}")
-            if not is_a:  # [register, group, element, column]
-                return block.reshape(registers, groups, size, elements).transpose(0, 1, 3, 2)
-            # row = (block, group of the accumulator, register of the block) -> [block, register, group | register, group, element]
-            split = block.reshape(registers, groups, blocks, groups, 4, elements)
-            return split.transpose(2, 4, 3, 0, 1, 5)
-
-        self.view = plan.view(("mfma", at, shape, type_name, is_a), make)
-        side = (blocks, 4, groups) if is_a else ()
-        inner = (registers, groups, elements) if is_a else (registers, groups, elements, size)
-        self._buffer = np.zeros((*side, *inner), np.float32)
-        self.matrix = self._buffer.reshape(size, depth) if is_a else self._buffer.reshape(depth, size)  # fmt: skip
-        # A bfloat16 is the upper half of a float32; the lower halves of the buffer stay zero.
-        self._upper = self._buffer.view(np.uint16)[..., 1::2] if type_name == "bf16" else None
-        self._half = type_name == "f16"
+        self._elements = 4 // _ELEMENT_BYTES[type_name]
+        registers = depth * size // LANES // self._elements
+        self._view = plan.rows(operand, registers)
+        self._lanes = _accumulator_order(size) if is_a else None
+        self._key = ("matrix", is_a)
+        self._matrix = (depth, size)
+        self._type = type_name
         self._table = fp8
 
-    def widen(self, values: Row) -> None:
-        """Fill the matrix from the register view."""
-        if self._upper is not None:
-            self._upper[...] = values
-        elif self._half:
-            self._buffer[...] = values
+    def widen(self, w: Waves) -> Row:
+        """The float32 matrices of the waves, one after the other: [n, k, row or column]."""
+        words = w.rows[self._view]
+        if self._lanes is not None:
+            words = words.take(self._lanes, axis=-1)
+        shape = (*w.shape[:-1], len(words), self._elements, LANES)
+        wide, bits = w.buffer(self._key, shape)
+        source = _last_but_one(words)  # [waves, register, lane]
+        if self._type == "bf16":  # the upper half of a float32
+            np.left_shift(source, _HALF, out=bits[..., 0, :])
+            np.bitwise_and(source, _UPPER_HALF, out=bits[..., 1, :])
         else:
-            self._buffer[...] = self._table[values]
+            parts = np.ascontiguousarray(source).view("f2" if self._type == "f16" else "u1")
+            by_element = parts.reshape(*source.shape, self._elements).swapaxes(-1, -2)
+            wide[...] = by_element if self._type == "f16" else self._table[by_element]
+        return wide.reshape(-1, *self._matrix)
+
+
+def _accumulator_order(size: int) -> Row:
+    """Lanes with the rows of A from (block, group of lanes, register of the block) to (block, register, group) in each group of k."""
+    groups = LANES // size
+    rows = np.arange(size).reshape(-1, groups, 4).swapaxes(1, 2).reshape(-1)
+    return (np.arange(groups)[:, None] * size + rows).reshape(-1)
+
+
+def _last_but_one(array: Row) -> Row:
+    """First axis moved next to the last."""
+    n = array.ndim
+    return array.transpose(*range(1, n - 1), 0, n - 1)
 
 
 def build_mfma(instruction: Instruction, context: Context, name: str) -> Step:
@@ -91,7 +102,7 @@ def build_mfma(instruction: Instruction, context: Context, name: str) -> Step:
     types = _types(instruction, match[3])
     if not set(types) <= set(_ELEMENT_BYTES):
         raise instruction.refusal()
-    registers = size * depth // 64 * _ELEMENT_BYTES[types[0]] // 4
+    registers = size * depth // LANES * _ELEMENT_BYTES[types[0]] // 4
     a, b, c = (instruction.operand(i) for i in (1, 2, 3))
     if a.count != registers or b.count != registers:
         raise instruction.refusal("operand size")
@@ -100,17 +111,15 @@ def build_mfma(instruction: Instruction, context: Context, name: str) -> Step:
         _Operand(context.plan, operand, (size, depth), kind, tables.get(kind, context.fp8.values), is_a=is_a)
         for operand, kind, is_a in ((a, types[0], True), (b, types[1], False))
     )  # fmt: skip
-    rows = size * size // 64
-    view_a, view_b, d = left.view, right.view, context.plan.rows(instruction.operand(0), rows, "f4")
+    rows = size * size // LANES
+    d = context.plan.rows(instruction.operand(0), rows, "f4")
     view_c = context.plan.row(c, "f4") if c.kind == "constant" else context.plan.rows(c, rows, "f4")
-    product = np.empty((size, size), np.float32)
-    in_registers = product.reshape(rows, 64)
 
-    def step(w: Wave) -> None:
-        r = w.rows
-        left.widen(r[view_a])
-        right.widen(r[view_b])
-        np.dot(left.matrix, right.matrix, out=product)
-        np.add(in_registers, r[view_c], out=r[d])
+    def step(w: Waves) -> None:
+        product, _ = w.buffer("product", (w.count, size, size))
+        np.matmul(left.widen(w).swapaxes(1, 2), right.widen(w), out=product)
+        in_registers = product.reshape(*w.shape[:-1], rows, LANES)
+        n = in_registers.ndim
+        np.add(in_registers.transpose(n - 2, *range(n - 2), n - 1), w.rows[view_c], out=w.rows[d])
 
     return step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,24 +12,25 @@ from patune.emulator.assembly import Instruction
 from patune.emulator.counting import issue_slots
 from patune.emulator.ds import build_ds
 from patune.emulator.formats import fp8_formats
+from patune.emulator.lockstep import END
 from patune.emulator.metadata import body_lines, parse_metadata
-from patune.emulator.registers import RegisterPlan, Wave
-from patune.emulator.salu import BRANCHES, build_scalar
-from patune.emulator.sources import Context
+from patune.emulator.registers import RegisterPlan
+from patune.emulator.salu import BRANCHES, build_condition, build_scalar
+from patune.emulator.sources import Context, nothing
 from patune.emulator.valu_dispatch import build_vector
 from patune.emulator.vmem import build_scalar_load, build_vector_memory, build_wait, track_pending
 from patune.errors import EmulatorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     import numpy as np
     import numpy.typing as npt
 
     from patune.emulator.machine import Execution
     from patune.emulator.sources import Step
+    from patune.emulator.waves import Waves
 
-END = -1  # index of the block after s_endpgm
+
+Successors = Callable[["Waves"], Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,24 +39,25 @@ class Block:
 
     Attributes:
         first_pc: number of the first instruction in the program.
-        steps: what they do, the one that ends the block left out.
-        following: index of the next block, given the wave.
+        steps: what they do, without those that do nothing and the one that ends the block.
+        pcs: number of each step's instruction.
+        successors: the next blocks and the waves that go there, as bit masks.
         is_barrier: the block ends with s_barrier: the wave waits for the others.
-        slots: issue slots of one run.
+        slots: issue slots of one run by one wave.
+        instructions: wave instructions of that.
+        mfma: matrix instructions of that.
         mnemonics: how often each instruction occurs, the last one included.
     """
 
     first_pc: int
     steps: tuple[Step, ...]
-    following: Callable[[Wave], int]
+    pcs: tuple[int, ...]
+    successors: Successors
     is_barrier: bool
     slots: int
+    instructions: int
+    mfma: int
     mnemonics: dict[str, int]
-
-    @property
-    def instructions(self) -> int:
-        """Wave instructions of one run."""
-        return sum(self.mnemonics.values())
 
 
 class Program:
@@ -137,32 +140,49 @@ class Program:
             pc += len(piece)
         return tuple(blocks)
 
-    def _block(self, piece: list[str], index: int, pc: int, label_at: dict[str, int]) -> Block:
+    def _block(self, piece: list[str], index: int, first: int, label_at: dict[str, int]) -> Block:
         instructions = [Instruction(line) for line in piece]
         last = instructions[-1].mnemonic if instructions else ""
         ends = last in BRANCHES or last in ("s_barrier", "s_endpgm")
-        following: Callable[[Wave], int] = lambda w: index + 1  # noqa: E731
-        if last == "s_endpgm":
-            following = lambda w: END  # noqa: E731
-        elif last in BRANCHES:
-            following = self._branch(instructions[-1], index, label_at)
+        done = [self._step(i) for i in (instructions[:-1] if ends else instructions)]
+        steps = [(step, first + pc) for pc, step in enumerate(done) if step is not nothing]
         return Block(
-            first_pc=pc,
-            steps=tuple(self._step(i) for i in (instructions[:-1] if ends else instructions)),
-            following=following,
+            first_pc=first,
+            steps=tuple(step for step, _ in steps),
+            pcs=tuple(pc for _, pc in steps),
+            successors=self._successors(instructions[-1] if ends else None, index, label_at),
             is_barrier=last == "s_barrier",
             slots=sum(issue_slots(i.mnemonic) for i in instructions),
+            instructions=len(instructions),
+            mfma=sum(i.mnemonic.startswith("v_mfma") for i in instructions),
             mnemonics=dict(Counter(i.mnemonic for i in instructions)),
         )
 
-    def _branch(
-        self, instruction: Instruction, index: int, label_at: dict[str, int]
-    ) -> Callable[[Wave], int]:
-        label = instruction.operands[0]
+    def _successors(
+        self, last: Instruction | None, index: int, label_at: dict[str, int]
+    ) -> Successors:
+        """Where the waves go after the block that ends with an instruction, or just before a label."""
+        if last is None or last.mnemonic not in BRANCHES:
+            after = END if last is not None and last.mnemonic == "s_endpgm" else index + 1
+            return lambda w: ((after, w.members),)
+        label = last.operands[0]
         if label not in label_at:
-            raise EmulatorError(f"`{instruction.text}`: no such label in the kernel.")
-        target, condition = label_at[label], BRANCHES[instruction.mnemonic]
-        return lambda w: target if condition(w) else index + 1
+            raise EmulatorError(f"`{last.text}`: no such label in the kernel.")
+        target, condition = label_at[label], build_condition(last.mnemonic, self.plan)
+        if condition is None:
+            return lambda w: ((target, w.members),)
+
+        def successors(w: Waves) -> Sequence[tuple[int, int]]:
+            taken = condition(w)
+            as_bytes = taken.tobytes()
+            if as_bytes == w.all_waves:
+                return ((target, w.members),)
+            if as_bytes == w.no_waves:
+                return ((index + 1, w.members),)
+            gone = sum(1 << number for number in w.numbers[taken].tolist())
+            return (target, gone), (index + 1, w.members & ~gone)
+
+        return successors
 
     def _step(self, instruction: Instruction) -> Step:
         try:

@@ -9,14 +9,28 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from patune.emulator.registers import LANE_NUMBER, Lanes, RegisterPlan, Row, Wave
+from patune.emulator.registers import (
+    LANE_NUMBER,
+    LANES,
+    Lanes,
+    RegisterPlan,
+    Row,
+    rows_first,
+    rows_last,
+)
+from patune.emulator.waves import Waves
 
 if TYPE_CHECKING:
     from patune.emulator.assembly import Instruction, Operand
     from patune.emulator.formats import Fp8Format
 
-Step = Callable[[Wave], None]
-Reader = Callable[[Wave], Row]
+Step = Callable[[Waves], None]
+Reader = Callable[[Waves], Row]
+
+
+def nothing(w: Waves) -> None:
+    """The step of an instruction that changes no value: timing and caches."""
+
 
 # One letter per operand type of the instruction tables.
 DTYPES = {
@@ -93,30 +107,17 @@ def _with_sign(read: Reader, operand: Operand) -> Reader:
 
 
 def pair_reader(plan: RegisterPlan, operand: Operand, dtype: str = "u8") -> Reader:
-    """Reads a vector register pair as 64-bit values [64].
-
-    The values are in a buffer that the next read reuses: a step consumes them before it ends.
-    """
+    """Reads a vector register pair as 64-bit values [waves, 64]."""
     at = plan.vector_index(operand, 2)
-    interleaved = plan.view(("t", at), lambda v, s: v[at : at + 2].T)
-    buffer = np.empty((64, 2), np.uint32)
-    values = buffer.view(dtype).reshape(64)
-
-    def read(w: Wave) -> Row:
-        buffer[...] = w.rows[interleaved]
-        return values
-
-    return read
+    interleaved = plan.view(("t", at), lambda v, s: rows_last(v[at : at + 2]))
+    return lambda w: np.ascontiguousarray(w.rows[interleaved]).view(dtype)[..., 0]
 
 
 def _pair_source(context: Context, operand: Operand, dtype: str) -> Source:
     """A 64-bit source: scalars are viewed in place, vector registers have to be interleaved."""
     if operand.in_vector_file:
         return Source(None, pair_reader(context.plan, operand, dtype))
-    pair = context.plan.scalar_pair(operand)
-    return row_source(
-        context.plan.view(("q", dtype, pair), lambda v, s: s.view(dtype)[pair : pair + 1])
-    )
+    return row_source(context.plan.scalar_pair_row(operand, dtype))
 
 
 SELECTS = {
@@ -139,17 +140,23 @@ def _selected(
     return Source(None, lambda w: w.rows[row].astype(wide).view(dtype))
 
 
-def store_pair(context: Context, operand: Operand) -> Callable[[Wave, Row], None]:
-    """A writer of 64-bit results [64] to a register pair."""
+def store_pair(context: Context, operand: Operand) -> Callable[[Waves, Row], None]:
+    """A writer of 64-bit results, which may broadcast to [waves, 64], to a register pair."""
     rows = context.plan.rows(operand, 2)
-    return lambda w, value: w.put(rows, value.view(np.uint32).reshape(-1, 2).T)
+
+    def write(w: Waves, value: Row) -> None:
+        words = np.empty((*w.shape, 2), np.uint32)
+        words.view(np.uint64)[..., 0] = value
+        w.put(rows, rows_first(words))
+
+    return write
 
 
 # ---- DPP: the first source comes from another lane ------------------------------------------------------------------
 
 _ROW = LANE_NUMBER // 16
 _IN_ROW = LANE_NUMBER % 16
-_ALL = np.ones(64, np.bool_)
+_ALL = np.ones(LANES, np.bool_)
 
 
 def _dpp_lanes(control: str, value: str) -> tuple[Row, Row]:
@@ -197,15 +204,17 @@ class Dpp:
     enabled: Lanes
     zero_fill: bool
 
-    def read(self, w: Wave, value: Row) -> tuple[Row, Lanes]:
+    def read(self, w: Waves, value: Row) -> tuple[Row, Lanes]:
         """(permuted source, lanes to write) under EXEC."""
-        exists = self.exists if w.active is True else self.exists & w.active[self.lanes]
+        exists = self.exists if w.active is True else self.exists & w.active[..., self.lanes]
         write = self.enabled if w.active is True else self.enabled & w.active
         if not self.zero_fill:
             write = write & exists
-        permuted = np.broadcast_to(value, 64)[self.lanes]
-        permuted[~exists] = 0
-        return permuted, write
+        return np.where(exists, self.permute(w, value), value.dtype.type(0)), write
+
+    def permute(self, w: Waves, value: Row) -> Row:
+        """Each lane's source lane, whether it exists or not."""
+        return w.full(value).take(self.lanes, axis=-1)
 
     @property
     def is_permutation(self) -> bool:

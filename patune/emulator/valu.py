@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from patune.emulator.assembly import Instruction, Operand
-    from patune.emulator.registers import Row, Wave
+    from patune.emulator.registers import Row
+    from patune.emulator.waves import Waves
 
 # A constant shift amount needs no masking, so these are one numpy call with the operands swapped.
 _CONSTANT_SHIFTS: dict[str, Function] = {
@@ -104,9 +105,9 @@ def _dpp_step(
     if dpp.is_permutation and not rest and function is np.positive:
         permute = _masked_dpp(d, first, rest, function, dpp)
 
-        def move(w: Wave) -> None:
+        def move(w: Waves) -> None:
             if w.active is True:
-                w.rows[d][...] = first(w)[dpp.lanes]
+                w.rows[d][...] = dpp.permute(w, first(w))
             else:
                 permute(w)
 
@@ -115,9 +116,9 @@ def _dpp_step(
 
 
 def _masked_dpp(
-    d: int, first: Function, rest: list[Callable[[Wave], Row]], function: Function, dpp: Dpp
+    d: int, first: Function, rest: list[Callable[[Waves], Row]], function: Function, dpp: Dpp
 ) -> Step:
-    def step(w: Wave) -> None:
+    def step(w: Waves) -> None:
         permuted, write = dpp.read(w, first(w))
         value = function(permuted, *(read(w) for read in rest))
         np.copyto(w.rows[d], value, where=write, casting="unsafe")
@@ -150,14 +151,7 @@ def _plain_step(
 
 
 def _move(d: int, a: int) -> Step:
-    def step(w: Wave) -> None:
-        r = w.rows
-        if w.active is True:
-            r[d][...] = r[a]
-        else:
-            np.copyto(r[d], r[a], where=w.active)
-
-    return step
+    return lambda w: w.put(d, w.rows[a])
 
 
 def _half_step(d: int, function: Function, sources: list[Source]) -> Step:
@@ -171,21 +165,32 @@ def _row_step(d: int, function: Function, rows: list[int]) -> Step:
     if len(rows) == 1:
         (a,) = rows
         if isinstance(function, np.ufunc):
-            return lambda w: function(w.rows[a], out=w.rows[d], where=w.active)
+
+            def step1(w: Waves) -> None:
+                r = w.rows
+                if w.active is True:
+                    function(r[a], out=r[d])
+                else:
+                    w.put(d, function(r[a]))
+
+            return step1
         return lambda w: w.put(d, function(w.rows[a]))
     if len(rows) == 2:
         a, b = rows
         if isinstance(function, np.ufunc):
 
-            def step(w: Wave) -> None:
+            def step(w: Waves) -> None:
                 r = w.rows
-                function(r[a], r[b], out=r[d], where=w.active)
+                if w.active is True:
+                    function(r[a], r[b], out=r[d])
+                else:
+                    w.put(d, function(r[a], r[b]))
 
             return step
         return lambda w: w.put(d, function(w.rows[a], w.rows[b]))
     a, b, c = rows
 
-    def step3(w: Wave) -> None:
+    def step3(w: Waves) -> None:
         r = w.rows
         w.put(d, function(r[a], r[b], r[c]))
 
@@ -203,7 +208,7 @@ def _sdwa_step(
     dtype = np.dtype(DTYPES[op.result])
     unsigned, narrow = np.dtype(f"u{dtype.itemsize}"), np.dtype(f"u{size}")
 
-    def bits(w: Wave) -> Row:
+    def bits(w: Waves) -> Row:
         value = function(*[read(w) for read in reads]).astype(dtype, copy=False)
         return value.view(unsigned).astype(narrow)
 

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patune.emulator.assembly import EXEC
-from patune.emulator.registers import LANE_NUMBER, LANES, MASK64, lanes_of, mask_of
-from patune.emulator.sources import Context, Step, source
+from patune.emulator.sources import Context, Step, source, store_pair
+from patune.emulator.waves import lanes_of, masks_of
 
 if TYPE_CHECKING:
-    from patune.emulator.assembly import Instruction
-    from patune.emulator.registers import Row, Wave
+    from patune.emulator.assembly import Instruction, Operand
+    from patune.emulator.registers import Row
     from patune.emulator.valu_table import Function
+    from patune.emulator.waves import Waves
+
+_LANE_BITS = np.uint32(63)
 
 COMPARISONS: dict[str, Function] = {
     "eq": np.equal,
@@ -51,7 +54,7 @@ def build_compare(instruction: Instruction, context: Context, name: str, form: s
     compare = COMPARISONS[condition]
     if condition in ("o", "u") and instruction.operands[1] == instruction.operands[2]:
         compare = np.equal if condition == "o" else np.not_equal  # the usual NaN test, in one call
-    d = context.plan.scalar_pair(instruction.operand(0))
+    d = _mask_destination(instruction, context, 0)
     a, b = (source(context, instruction, i, letter) for i in (1, 2))
     if a.row is None or b.row is None:
         return lambda w: _set_mask(w, d, compare(a.read(w), b.read(w)))
@@ -59,12 +62,25 @@ def build_compare(instruction: Instruction, context: Context, name: str, form: s
     return lambda w: _set_mask(w, d, compare(w.rows[row_a], w.rows[row_b]))
 
 
-def _set_mask(w: Wave, pair: int, lanes: Row) -> None:
+def _mask_destination(instruction: Instruction, context: Context, position: int) -> int:
+    """View of the scalar pair that a lane mask goes to."""
+    operand = instruction.operand(position)
+    if context.plan.pair_index(operand) == EXEC // 2:
+        raise instruction.refusal("a mask written to EXEC")
+    return context.plan.scalar(operand, "u8")
+
+
+def _mask_source(context: Context, instruction: Instruction, position: int) -> int:
+    """View of the scalar pair of a lane mask."""
+    return context.plan.scalar_at(context.plan.pair_index(instruction.operand(position)), "u8")
+
+
+def _set_mask(w: Waves, pair: int, lanes: Row) -> None:
     if w.active is not True:
         lanes = lanes & w.active
-    elif len(lanes) == 1:  # both sources scalar
-        lanes = np.broadcast_to(lanes, LANES)
-    w.q[pair] = mask_of(lanes)
+    elif lanes.shape != w.shape:  # both sources scalar
+        lanes = np.broadcast_to(lanes, w.shape)
+    w.rows[pair][...] = masks_of(lanes)
 
 
 def build_select(instruction: Instruction, context: Context, name: str, form: str) -> Step:
@@ -74,17 +90,18 @@ def build_select(instruction: Instruction, context: Context, name: str, form: st
     operands = [instruction.operand(i) for i in (1, 2)]
     letter = "f" if any(o.negate or o.absolute for o in operands) else "u"
     sources = [source(context, instruction, i, letter) for i in (1, 2)]
-    mask = context.plan.scalar_pair(instruction.operand(3))
+    mask = _mask_source(context, instruction, 3)
     d = context.plan.row(instruction.operand(0), "f4" if letter == "f" else "u4")
     if instruction.take("dst_sel", "DWORD") != "DWORD" or instruction.take("dst_unused", "UNUSED_PAD") != "UNUSED_PAD":  # fmt: skip
         raise instruction.refusal("destination select")
     no, yes = (s.read for s in sources)
 
-    def step(w: Wave) -> None:
-        chosen = w.q[mask]
-        if chosen == MASK64:
+    def step(w: Waves) -> None:
+        chosen = w.rows[mask]
+        as_bytes = chosen.tobytes()
+        if as_bytes == w.all_lanes:
             w.put(d, yes(w))
-        elif chosen == 0:
+        elif as_bytes == w.no_lanes:
             w.put(d, no(w))
         else:
             w.put(d, np.where(lanes_of(chosen), yes(w), no(w)))
@@ -108,14 +125,14 @@ def build_carry(instruction: Instruction, context: Context, name: str, form: str
     if form == "_dpp" or form == "_sdwa":
         raise instruction.refusal()
     plan = context.plan
-    d, carry = plan.row(instruction.operand(0)), plan.scalar_pair(instruction.operand(1))
+    d, carry = plan.row(instruction.operand(0)), _mask_destination(instruction, context, 1)
     a, b = (source(context, instruction, i, "u").read for i in ((3, 2) if reverse else (2, 3)))
-    incoming = plan.scalar_pair(instruction.operand(4)) if carry_in else None
+    incoming = _mask_source(context, instruction, 4) if carry_in else None
 
-    def step(w: Wave) -> None:
+    def step(w: Waves) -> None:
         total = a(w).astype(np.int64) + sign * b(w).astype(np.int64)
         if incoming is not None:
-            total = total + sign * lanes_of(w.q[incoming]).astype(np.int64)
+            total = total + sign * lanes_of(w.rows[incoming]).astype(np.int64)
         w.put(d, total & 0xFFFF_FFFF)
         _set_mask(w, carry, (total >> 32) != 0)
 
@@ -124,31 +141,29 @@ def build_carry(instruction: Instruction, context: Context, name: str, form: str
 
 def build_mad64(instruction: Instruction, context: Context, name: str, form: str) -> Step:
     """v_mad_u64_u32, v_mad_i64_i32: 32 x 32 + 64 bits; the carry mask of the unsigned form is the 64-bit overflow."""
-    unsigned = name == "mad_u64_u32"
+    unsigned, no_lanes = name == "mad_u64_u32", np.zeros(1, np.bool_)
     letter, wide = ("u", np.uint64) if unsigned else ("i", np.int64)
-    plan = context.plan
-    d, carry = plan.rows(instruction.operand(0), 2), plan.scalar_pair(instruction.operand(1))
+    write, carry = store_pair(context, instruction.operand(0)), _mask_destination(instruction, context, 1)  # fmt: skip
     a, b = (source(context, instruction, i, letter).read for i in (2, 3))
     c = source(context, instruction, 4, "U").read
 
-    def step(w: Wave) -> None:
+    def step(w: Waves) -> None:
         addend = c(w)
-        total = np.broadcast_to((a(w).astype(wide) * b(w)).view(np.uint64) + addend, LANES)
-        overflow = total < addend if unsigned else np.zeros(LANES, np.bool_)
-        w.put(d, np.ascontiguousarray(total).view(np.uint32).reshape(LANES, 2).T)
-        _set_mask(w, carry, overflow)
+        total = (a(w).astype(wide) * b(w)).view(np.uint64) + addend
+        write(w, total)
+        _set_mask(w, carry, total < addend if unsigned else no_lanes)
 
     return step
 
 
 def build_div_scale(instruction: Instruction, context: Context, name: str, form: str) -> Step:
     """v_div_scale_f32: no scaling, and no correction wanted from v_div_fmas; v_div_fixup divides exactly."""
-    d, mask = context.plan.row(instruction.operand(0), "f4"), context.plan.scalar_pair(instruction.operand(1))  # fmt: skip
+    d, mask = context.plan.row(instruction.operand(0), "f4"), _mask_destination(instruction, context, 1)  # fmt: skip
     read = source(context, instruction, 2, "f").read
 
-    def step(w: Wave) -> None:
+    def step(w: Waves) -> None:
         w.put(d, read(w))
-        w.q[mask] = 0
+        w.rows[mask][...] = 0
 
     return step
 
@@ -158,59 +173,75 @@ def build_div_scale(instruction: Instruction, context: Context, name: str, form:
 
 def build_read_lane(instruction: Instruction, context: Context, name: str, form: str) -> Step:
     """v_readlane_b32, v_readfirstlane_b32: one lane to a scalar, whatever EXEC says."""
-    d = context.plan.scalar(instruction.operand(0))
-    at = context.plan.vector_index(instruction.operand(1))
+    plan = context.plan
+    d = plan.scalar_at(plan.scalar_index(instruction.operand(0)))
+    plan.vector_index(instruction.operand(1))  # not a scalar
+    source_row = plan.row(instruction.operand(1))
     if name == "readlane_b32":
-        lane = context.plan.scalar(instruction.operand(2))
+        lane = plan.scalar(instruction.operand(2))
 
-        def read(w: Wave) -> None:
-            w.s[d] = w.vector.item(at, w.s[lane] & 63)
+        def read(w: Waves) -> None:
+            w.rows[d][...] = w.rows[source_row][(*w.own, w.rows[lane] & _LANE_BITS)]
 
         return read
 
-    def read_first(w: Wave) -> None:
-        mask = w.q[EXEC // 2]
-        w.s[d] = w.vector.item(at, (mask & -mask).bit_length() - 1 if mask else 0)
+    def read_first(w: Waves) -> None:
+        if w.active is True:
+            w.rows[d][...] = w.rows[source_row][..., 0]
+        else:  # argmax: the first lane that is on, or lane 0
+            w.rows[d][...] = w.rows[source_row][(*w.own, w.active.argmax(-1))]
 
     return read_first
 
 
 def build_write_lane(instruction: Instruction, context: Context, name: str, form: str) -> Step:
     """v_writelane_b32: a scalar to one lane, whatever EXEC says."""
-    at = context.plan.vector_index(instruction.operand(0))
+    context.plan.vector_index(instruction.operand(0))  # not a scalar
+    row = context.plan.row(instruction.operand(0))
     value, lane = (context.plan.scalar(instruction.operand(i)) for i in (1, 2))
 
-    def step(w: Wave) -> None:
-        w.vector[at, w.s[lane] & 63] = w.s[value]
+    def step(w: Waves) -> None:
+        place: tuple[Row, ...] = (*w.own, w.rows[lane] & _LANE_BITS)
+        w.rows[row][place] = w.rows[value]
 
     return step
 
 
 def build_permlane_swap(instruction: Instruction, context: Context, name: str, form: str) -> Step:
     """v_permlane16_swap_b32, v_permlane32_swap_b32: odd lane groups of the first register <-> even groups of the second."""
-    a, b = (context.plan.row(instruction.operand(i)) for i in (0, 1))
     group = 16 if name.startswith("permlane16") else 32
-    odd = (LANE_NUMBER // group) % 2 == 1
+    odd_of_a, even_of_b = (
+        _lane_groups(context, instruction.operand(i), group, odd) for i, odd in ((0, 1), (1, 0))
+    )
 
-    def step(w: Wave) -> None:
+    def step(w: Waves) -> None:
         if w.active is not True:
             raise instruction.refusal("under a partial EXEC")
-        first, second = w.rows[a], w.rows[b]
-        upper = first[odd]
-        first[odd] = second[~odd]
-        second[~odd] = upper
+        upper, lower = w.rows[odd_of_a], w.rows[even_of_b]
+        kept = upper.copy()
+        upper[...] = lower
+        lower[...] = kept
 
     return step
+
+
+def _lane_groups(context: Context, operand: Operand, group: int, odd: int) -> int:
+    """View of every other group of lanes of a register: [waves, groups, lanes of a group]."""
+    at = context.plan.vector_index(operand)
+    return context.plan.view(
+        ("groups", at, group, odd),
+        lambda v, s: v[at].reshape(*v.shape[1:-1], -1, 2, group)[..., odd, :],
+    )
 
 
 def build_compare_exec(instruction: Instruction, context: Context, name: str, form: str) -> Step:
     """v_cmpx_*: a comparison that also becomes EXEC."""
     compare = build_compare(instruction, context, name.replace("cmpx", "cmp"), form)
-    d = context.plan.scalar_pair(instruction.operand(0))
+    d = context.plan.scalar(instruction.operand(0), "u8")
 
-    def step(w: Wave) -> None:
+    def step(w: Waves) -> None:
         compare(w)
-        w.q[EXEC // 2] = w.q[d]
+        w.exec[...] = w.rows[d]
         w.refresh_exec()
 
     return step

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patune.emulator.formats import bf16_from_f32, f16_bits_from_f32
-from patune.emulator.registers import LANES
-from patune.emulator.sources import Context, Reader, Step, source
+from patune.emulator.registers import rows_first, rows_last
+from patune.emulator.sources import Context, Reader, Step, row_source, source, store_pair
 from patune.emulator.valu_table import Function, fused_multiply_add
 
 if TYPE_CHECKING:
     from patune.emulator.assembly import Instruction, Operand
-    from patune.emulator.registers import Row, Wave
+    from patune.emulator.registers import Row
+    from patune.emulator.waves import Waves
 
 _SHIFT_MASK = np.uint16(15)
 
@@ -66,9 +67,12 @@ def build_packed_f32(instruction: Instruction, context: Context, name: str, form
     if isinstance(function, np.ufunc) and not any(negate_low + negate_high):
         a, b = (plan.pair_halves(instruction.operand(i + 1), low[i], high[i]) for i in (0, 1))
 
-        def step(w: Wave) -> None:
+        def step(w: Waves) -> None:
             r = w.rows
-            function(r[a], r[b], out=r[d], where=w.active)
+            if w.active is True:
+                function(r[a], r[b], out=r[d])
+            else:
+                w.put(d, function(r[a], r[b]))
 
         return step
     return lambda w: w.put(d, function(*[read(w) for read in reads]))
@@ -79,8 +83,8 @@ def _signed_reader(view: int, negate_low: int, negate_high: int) -> Reader:
         return lambda w: w.rows[view]
     if negate_low and negate_high:
         return lambda w: np.negative(w.rows[view])
-    signs = np.array([[-1 if negate_low else 1], [-1 if negate_high else 1]], np.float32)
-    return lambda w: w.rows[view] * signs
+    signs = np.array([-1 if negate_low else 1, -1 if negate_high else 1], np.float32)
+    return lambda w: rows_first(rows_last(w.rows[view]) * signs)
 
 
 def build_packed_move(instruction: Instruction, context: Context, name: str, form: str) -> Step:
@@ -97,8 +101,8 @@ def build_packed_move(instruction: Instruction, context: Context, name: str, for
     ]
     d = context.plan.rows(instruction.operand(0), 2)
 
-    def step(w: Wave) -> None:
-        w.put(d, np.concatenate([np.broadcast_to(w.rows[view], (1, LANES)) for view in views]))
+    def step(w: Waves) -> None:
+        w.put(d, np.stack([w.full(w.rows[view][0]) for view in views]))
 
     return step
 
@@ -108,12 +112,11 @@ def build_move_pair(instruction: Instruction, context: Context, name: str, form:
     operand, plan = instruction.operand(1), context.plan
     if operand.is_modified or form in ("_dpp", "_sdwa"):
         raise instruction.refusal()
-    if operand.in_vector_file:
-        view = plan.rows(operand, 2)
-    else:
-        at = 2 * plan.scalar_pair(operand)
-        view = plan.view(("p", at), lambda v, s: s[at : at + 2, None])
-    d = plan.rows(instruction.operand(0), 2)
+    if not operand.in_vector_file:
+        read = row_source(plan.scalar_pair_row(operand)).read
+        write = store_pair(context, instruction.operand(0))
+        return lambda w: write(w, read(w))
+    d, view = (plan.rows(instruction.operand(i), 2) for i in (0, 1))
     return lambda w: w.put(d, w.rows[view])
 
 
@@ -139,9 +142,9 @@ def build_packed_16(instruction: Instruction, context: Context, name: str, form:
             reads.append(lambda w, view=view, signs=signs: w.rows[view] * signs)  # type: ignore[misc]
     d = context.plan.row(instruction.operand(0))
 
-    def step(w: Wave) -> None:
-        value = np.broadcast_to(function(*[read(w) for read in reads]), (LANES, 2))
-        w.put(d, np.ascontiguousarray(value).view(np.uint32)[:, 0])
+    def step(w: Waves) -> None:
+        value = np.broadcast_to(function(*[read(w) for read in reads]), (*w.shape, 2))
+        w.put(d, np.ascontiguousarray(value).view(np.uint32)[..., 0])
 
     return step
 
@@ -155,7 +158,7 @@ def build_mixed(instruction: Instruction, context: Context, name: str, form: str
     ]
     plan, destination = context.plan, instruction.operand(0)
 
-    def result(w: Wave) -> Row:
+    def result(w: Waves) -> Row:
         a, b, c = (read(w).astype(np.float32, copy=False) for read in reads)
         return fused_multiply_add(a, b, c).astype(np.float32)
 
@@ -174,10 +177,10 @@ def build_logic3(instruction: Instruction, context: Context, name: str, form: st
     kept = np.uint32(0xFFFF if name.endswith("b16") else 0xFFFF_FFFF)
     terms = [i for i in range(8) if table >> i & 1]
 
-    def step(w: Wave) -> None:
+    def step(w: Waves) -> None:
         a, b, c = (read(w) for read in reads)
         pools = ((~a, a), (~b, b), (~c, c))
-        value = np.zeros(LANES, np.uint32)
+        value = np.zeros(w.shape, np.uint32)
         for i in terms:
             value |= pools[0][i >> 2] & pools[1][i >> 1 & 1] & pools[2][i & 1]
         w.put(d, value & kept)
@@ -196,35 +199,38 @@ def build_permute(instruction: Instruction, context: Context, name: str, form: s
     rows = [plan.row(operand) for operand in (a, b, selector)]
     d = plan.row(instruction.operand(0))
     if selector.in_vector_file or "constant" in (a.kind, b.kind):
-        return lambda w: w.put(d, permute_bytes(*[w.rows[row] for row in rows]))
+        return lambda w: w.put(d, permute_bytes(w.shape, *[w.rows[row] for row in rows]))
     at = plan.scalar(selector)
     halves = {pick: plan.row(a if pick[0] else b, "u2", pick[1]) for pick in _HALVES.values()}
-    buffer = np.empty((LANES, 2), np.uint16)
-    merged = buffer.view(np.uint32)[:, 0]
 
-    def step(w: Wave) -> None:
-        bits, r = w.s[at], w.rows
+    def step(w: Waves) -> None:
+        r = w.rows
+        selectors = set(r[at].reshape(-1).tolist())
+        bits = selectors.pop()
         low, high = _HALVES.get(bits & 0xFFFF), _HALVES.get(bits >> 16)
-        if low is None or high is None:
-            w.put(d, permute_bytes(*[r[row] for row in rows]))
+        if (
+            low is None or high is None or selectors
+        ):  # another selector, or not the same one in all waves
+            w.put(d, permute_bytes(w.shape, *[r[row] for row in rows]))
             return
-        buffer[:, 0], buffer[:, 1] = r[halves[low]], r[halves[high]]
-        w.put(d, merged)
+        merged = np.empty((*w.shape, 2), np.uint16)
+        merged[..., 0], merged[..., 1] = r[halves[low]], r[halves[high]]
+        w.put(d, merged.view(np.uint32)[..., 0])
 
     return step
 
 
-def permute_bytes(a: Row, b: Row, selector: Row) -> Row:
-    """v_perm_b32 of any selector."""
-    pool = np.empty((LANES, 2), np.uint32)
-    pool[:, 0], pool[:, 1] = b, a
+def permute_bytes(shape: tuple[int, ...], a: Row, b: Row, selector: Row) -> Row:
+    """v_perm_b32 of any selector; the sources may broadcast to the shape [..., 64]."""
+    pool = np.empty((*shape, 2), np.uint32)
+    pool[..., 0], pool[..., 1] = b, a
     data = pool.view(np.uint8)
-    signs = (data[:, 1::2].view(np.int8) >> 7).view(np.uint8)
-    constants = np.broadcast_to(np.array([0, 0xFF], np.uint8), (LANES, 2))
-    choices = np.concatenate([data, signs, constants], axis=1)
-    picks = np.broadcast_to(selector, LANES).copy().view(np.uint8).reshape(LANES, 4)
-    picked = np.take_along_axis(choices, np.minimum(picks, 13).astype(np.int64), 1)
-    return picked.view(np.uint32)[:, 0]
+    signs = (data[..., 1::2].view(np.int8) >> 7).view(np.uint8)
+    constants = np.broadcast_to(np.array([0, 0xFF], np.uint8), (*shape, 2))
+    choices = np.concatenate([data, signs, constants], axis=-1)
+    picks = np.broadcast_to(selector, shape).copy().view(np.uint8).reshape(*shape, 4)
+    picked = np.take_along_axis(choices, np.minimum(picks, 13).astype(np.int64), -1)
+    return picked.view(np.uint32)[..., 0]
 
 
 # ---- 8-bit floats ---------------------------------------------------------------------------------------------------
@@ -245,8 +251,8 @@ def build_from_fp8(instruction: Instruction, context: Context, name: str, form: 
         return lambda w: w.put(row, table[read(w) & np.uint32(0xFF)])
     shift = np.uint32(16 * half)
 
-    def pair(w: Wave) -> tuple[Row, Row]:
-        codes = np.broadcast_to(read(w) >> shift, LANES)
+    def pair(w: Waves) -> tuple[Row, Row]:
+        codes = w.full(read(w) >> shift)
         return table[codes & np.uint32(0xFF)], table[(codes >> np.uint32(8)) & np.uint32(0xFF)]
 
     if "pk_f32" in name:
@@ -255,7 +261,7 @@ def build_from_fp8(instruction: Instruction, context: Context, name: str, form: 
     encode: Function = bf16_from_f32 if "pk_bf16" in name else f16_bits_from_f32
     row = context.plan.row(d)
 
-    def step(w: Wave) -> None:
+    def step(w: Waves) -> None:
         low, high = pair(w)
         w.put(row, encode(low) | (encode(high) << np.uint32(16)))
 
@@ -273,10 +279,11 @@ def build_to_fp8(instruction: Instruction, context: Context, name: str, form: st
     a, b = (source(context, instruction, i, "f").read for i in (1, 2))
     d = context.plan.row(instruction.operand(0), "u2", high)
 
-    def step(w: Wave) -> None:
-        low, up = (np.broadcast_to(read(w), LANES) for read in (a, b))
-        codes = target.encode(low, saturate=w.fp16_overflow)
-        w.put(d, codes | (target.encode(up, saturate=w.fp16_overflow) << np.uint32(8)))
+    def step(w: Waves) -> None:
+        low, up = (w.full(read(w)) for read in (a, b))
+        clamp = w.fp16_overflow[..., None]
+        codes = target.encode(low, saturate=clamp)
+        w.put(d, codes | (target.encode(up, saturate=clamp) << np.uint32(8)))
 
     return step
 

@@ -50,8 +50,10 @@ def _bit_field_i(a: Row, offset: Row, width: Row) -> Row:
 
 
 def _reverse_bits(a: Row) -> Row:
-    as_bits = np.unpackbits(a.copy().view(_U8).reshape(-1, 4), axis=1, bitorder="little")
-    return np.packbits(as_bits[:, ::-1], axis=1, bitorder="little").view(_U32)[:, 0]
+    for distance, low in ((1, 0x5555_5555), (2, 0x3333_3333), (4, 0x0F0F_0F0F)):
+        mask = _U32(low)
+        a = ((a & mask) << _U32(distance)) | ((a >> _U32(distance)) & mask)
+    return np.asarray(a).byteswap()
 
 
 def _leading_zeros(a: Row) -> Row:
@@ -65,8 +67,7 @@ def _to_integer(low: int, high: int) -> Function:
 
     def convert(a: Row) -> Row:
         clamped = np.clip(np.trunc(a.astype(_F64)), low, high)
-        clamped[np.isnan(clamped)] = 0
-        return clamped.astype(_I64)
+        return np.where(np.isnan(clamped), 0, clamped).astype(_I64)
 
     return convert
 

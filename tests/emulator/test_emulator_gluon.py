@@ -178,12 +178,9 @@ def test_every_removed_barrier_is_reported_as_a_race(arch: str) -> None:
     problem = Decode("bf16", 200)
     barriers = [match.span() for match in re.finditer(r"\n\ts_barrier", asm)]
     assert len(barriers) >= 4
-    wrong = 0
     for start, end in barriers:
-        error, execution = problem.run(asm[:start] + "\n\ts_nop 0" + asm[end:], shared_b)
+        _, execution = problem.run(asm[:start] + "\n\ts_nop 0" + asm[end:], shared_b)
         assert execution.races, asm[start - 200 : end + 200]
-        wrong += error > TOLERANCE["bf16"]
-    assert wrong > len(barriers) // 2  # most show in the values too
 
 
 def is_noticed(problem: Decode, asm: str, shared_b: int) -> bool:

@@ -130,11 +130,13 @@ def test_write_then_read_of_another_wave() -> None:
     exchange = "ds_write_b32 v2, v0\n{}\nv_xor_b32_e32 v4, 0x100, v2\nds_read_b32 v5, v4"
     assert races(exchange.format("s_barrier")).races == ()
     found = races(exchange.format("s_nop 0")).races
-    # Wave 1 writes what wave 0 has read, then reads what wave 0 wrote: twice two, for two workgroups.
-    assert [(r.wave, r.other, r.byte, r.access) for r in found] == [
-        (1, 0, 256, "write"),
-        (1, 0, 0, "read"),
-    ] * 2
+    # In lockstep each wave reads what the other has just written, in two workgroups.
+    assert [(r.workgroup, r.wave, r.other, r.byte, r.access) for r in found] == [
+        (0, 0, 1, 256, "read"),
+        (0, 1, 0, 0, "read"),
+        (1, 0, 1, 256, "read"),
+        (1, 1, 0, 0, "read"),
+    ]
     assert str(found[1]) == (
         "wave 1 and wave 0 touch shared memory byte 0 without a barrier in between: read by `ds_read_b32 v5, v4`"
     )
@@ -143,12 +145,19 @@ def test_write_then_read_of_another_wave() -> None:
 
 def test_read_then_write_of_another_wave() -> None:
     body = "ds_write_b32 v1, v1\ns_barrier\nds_read_b32 v5, v1\n{}\nds_write_b32 v1, v3"
-    # Wave 1 reads what wave 0 wrote, then overwrites what wave 0 wrote and what it read.
+    # Both waves overwrite what both have read, with different values.
     found = races(body.format("s_nop 0")).races
-    assert [r.access for r in found] == ["read", "write", "write"] * 2
-    same_value = "ds_read_b32 v5, v1\n{}\nds_write_b32 v1, v1"
-    assert [r.access for r in races(same_value.format("s_nop 0")).races] == ["read", "write"] * 2
-    assert races(same_value.format("s_barrier")).races == ()
+    assert [(r.workgroup, r.wave, r.other, r.access) for r in found] == [
+        *((workgroup, wave, None, "write") for workgroup in (0, 1) for wave in (0, 1)),
+        (0, 1, 0, "write"),
+        (1, 1, 0, "write"),
+    ]
+    one_reads = "v_mov_b32_e32 v4, 0x400\nv_mul_lo_u32 v4, v4, v3\nv_add_u32_e32 v4, v1, v4\nds_read_b32 v5, v4\n{}\nds_write_b32 v1, v1"
+    found = races(
+        one_reads.format("s_nop 0")
+    ).races  # wave 0 reads the start, wave 1 reads elsewhere
+    assert [(r.wave, r.other, r.byte, r.access) for r in found] == [(1, 0, 0, "write")] * 2
+    assert races(one_reads.format("s_barrier")).races == ()
 
 
 def test_several_readers_are_named_as_such() -> None:
@@ -175,6 +184,16 @@ def test_neighbouring_bytes_are_independent() -> None:
 def test_own_accesses_never_race() -> None:
     body = "ds_write_b32 v2, v0\nds_read_b64 v[4:5], v2 offset:1024\nds_read_b32 v5, v2\nds_write_b32 v2, v3\nds_read_b32 v5, v2"
     assert races(body).races == ()
+
+
+@pytest.mark.parametrize("before", ["ds_write_b32 v2, v0", "ds_read_b32 v5, v2\nds_write_b32 v6, v0"])  # fmt: skip
+def test_a_barrier_forgets_accesses_of_all_kinds(before: str) -> None:
+    """Two intervals, each with accesses of its own before the one that touches the other wave's bytes."""
+    other = "v_xor_b32_e32 v4, 0x100, v2\nv_add_u32_e32 v6, 0x400, v2\n"
+    after = "ds_read_b32 v7, v6 offset:1024\nds_write_b32 v6, v0\nds_write_b32 v4, v0"
+    body = f"{other}{before}\n{{}}\n{after}"
+    assert races(body.format("s_barrier")).races == ()
+    assert races(body.format("s_nop 0")).races != ()
 
 
 def test_partial_exec_touches_only_its_lanes() -> None:

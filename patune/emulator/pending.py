@@ -1,0 +1,97 @@
+"""Direct-to-LDS loads under way: they land as late as they may, when a wave's ``s_waitcnt vmcnt`` forces them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from patune.emulator.registers import Lanes, Row
+    from patune.emulator.waves import Waves
+
+Elements = npt.NDArray[Any]
+
+
+class _Load(NamedTuple):
+    """One load of some waves.
+
+    Attributes:
+        w: the waves.
+        active: their lanes when it was issued, [waves, 64], or True for all.
+        tickets: vector memory operations that each wave had issued before, [waves].
+        places: shared memory addresses of the active lanes.
+        values: what was loaded for them.
+        text: the instruction.
+    """
+
+    w: Waves
+    active: Lanes | Literal[True]
+    tickets: Row
+    places: Row
+    values: Elements
+    text: str
+
+    def per_wave(self) -> list[_Load]:
+        """The same load as one load of each wave."""
+        shape = self.w.shape
+        active = np.ones(shape, np.bool_) if self.active is True else np.asarray(self.active)
+        owner = np.broadcast_to(self.w.numbers[..., None], shape)[active]
+        places, values = self.places.reshape(-1), self.values.reshape(-1)
+        return [
+            _Load(
+                self.w.batch.wave(int(number)),
+                active[index][None],
+                self.tickets[index][None],
+                places[owner == number],
+                values[owner == number],
+                self.text,
+            )
+            for index, number in np.ndenumerate(self.w.numbers)
+        ]
+
+    def land(self) -> None:
+        """Write the values, under the EXEC of the time when it was issued."""
+        w = self.w
+        now, w.active = w.active, self.active
+        w.batch.lds.store_compressed(w, self.places, 0, self.values, self.text)
+        w.active = now
+
+
+class PendingLoads:
+    """The direct-to-LDS loads of a batch that no wait has forced to land yet, oldest first."""
+
+    def __init__(self, waves: int) -> None:
+        self._issued = np.zeros(waves, np.int64)  # vector memory operations of each wave
+        self._loads: list[_Load] = []
+
+    def count(self, w: Waves) -> None:
+        """Each of the waves has issued one more vector memory operation."""
+        self._issued[w.numbers] += 1
+
+    def add(self, w: Waves, places: Row, values: Elements, text: str) -> None:
+        """Queue a load of the active lanes."""
+        tickets = self._issued[w.numbers]
+        self._loads.append(_Load(w, w.active, tickets, places, values, text))
+        self.count(w)
+
+    def wait(self, w: Waves, limit: int) -> None:
+        """Land the oldest loads of the waves, until each has at most ``limit`` operations outstanding."""
+        remaining: list[_Load] = []
+        for load in self._loads:
+            if not load.w.members & w.members:
+                remaining.append(load)
+                continue
+            due = self._is_due(load, limit)
+            parts = [load] if load.w is w and (due.all() or not due.any()) else load.per_wave()
+            for part in parts:
+                if part.w.members & w.members and self._is_due(part, limit).all():
+                    part.land()
+                else:
+                    remaining.append(part)
+        self._loads = remaining
+
+    def _is_due(self, load: _Load, limit: int) -> npt.NDArray[np.bool_]:
+        due: npt.NDArray[np.bool_] = self._issued[load.w.numbers] - load.tickets > limit
+        return due
