@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from patune import __version__, sweep_request
 from patune.cli_options import (
+    KNOB_SETS,
     SAMPLERS,
     db_option,
     filters,
@@ -24,11 +25,13 @@ from patune.cli_options import (
     parse_duration,
     split_variant,
     target_option,
+    targets_option,
 )
 from patune.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, InvalidValueError, PatuneError
 from patune.settings import database_path
 
 if TYPE_CHECKING:
+    from patune.tuner.check_cases import CheckOptions
     from patune.tuner.sweep import SweepOptions
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -175,6 +178,54 @@ def _run(options: SweepOptions, path: Path, as_json: bool) -> int:
         click.echo(f"database: {path}", err=True)
     else:
         terminal.print_report(result, path, sweep_request.read_back(result, path))
+    return report.exit_code
+
+
+@main.command()
+@many_keys(sweep_request.DEFAULT_TEXTS, sizes=False)
+@targets_option
+@click.option(
+    "--knobs",
+    type=click.Choice(KNOB_SETS),
+    default="default",
+    show_default=True,
+    help="Default knobs of a small and a large batch; or these and each knob moved alone to all its values.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per CPU.")
+@json_option
+@click.pass_context
+def check(
+    ctx: click.Context,
+    /,
+    targets: tuple[str, ...],
+    knobs: Literal["default", "grid"],
+    jobs: int | None,
+    as_json: bool,
+    **key: Any,
+) -> None:
+    """Compile and prove the kernels without a GPU, for CI.
+
+    Every target, problem and knobs is compiled ahead of time; spills and builds over the target's shared memory are refused. What is left
+    has to pass the correctness gate in the ISA emulator on gfx942 and gfx950; sm_90 ends there. Nothing is timed, no GPU is touched, nothing
+    is stored.
+
+    Exits 1 when anything that is feasible failed. A build that spills is a failure with default knobs; with others it is rejected, as a
+    sweep would do, and does not count.
+    """
+    options = sweep_request.request_check(*split_variant(key), archs=targets, knobs=knobs)
+    ctx.exit(_check(options, jobs, as_json))
+
+
+def _check(options: CheckOptions, jobs: int | None, as_json: bool) -> int:
+    from patune.check_table import CheckTable, progress_line
+    from patune.tuner.check_run import check
+
+    table = None if as_json else CheckTable(options)
+    report = check(options, jobs=jobs, notify=progress_line if table is None else table.show)
+    if table is None:
+        print_json(report.to_dict())
+    else:
+        table.end(report)
     return report.exit_code
 
 

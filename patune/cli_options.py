@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SECONDS_PER_UNIT = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 SAMPLERS = ("pool", "tpe", "random")  # patune.tuner.search.SAMPLERS, without that import
+KNOB_SETS = ("default", "grid")  # patune.tuner.check_cases.KNOB_SETS, likewise
 CORE_AXES = {
     "block_size": f"Tokens per cache page: {', '.join(map(str, BLOCK_SIZES))}.",
     "head_dim": f"Elements per head: {', '.join(map(str, HEAD_DIMS))}.",
@@ -67,6 +68,18 @@ def parse_integers(
         return tuple(int(part) for text in value for part in text.split(","))
     except ValueError:
         raise reject(param.opts[0], ",".join(value), "integers separated by commas") from None
+
+
+def parse_archs(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    """``--target gfx942,sm_90`` is ("gfx942", "sm_90"), each once.
+
+    Raises:
+        InvalidValueError: no known architecture.
+    """
+    archs = dict.fromkeys(part for text in value for part in text.split(","))
+    return tuple(Target.named(arch).arch for arch in archs)
 
 
 def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -128,8 +141,11 @@ def _variant() -> list[Decorator]:
     return [*texts, window, sinks, softcap, fp8_math]
 
 
-def many_keys(defaults: Mapping[str, str]) -> Decorator:
-    """Options of a set of keys: every axis takes several integers; ``defaults`` says in words what it is without."""
+def many_keys(defaults: Mapping[str, str], *, sizes: bool = True) -> Decorator:
+    """Options of a set of keys: every axis takes several integers; ``defaults`` says in words what it is without.
+
+    Without ``sizes`` they are options of a set of problems.
+    """
 
     def axis(name: str, text: str) -> Decorator:
         return click.option(
@@ -140,7 +156,7 @@ def many_keys(defaults: Mapping[str, str]) -> Decorator:
             help=f"{text} Default: {defaults[name]}.",
         )
 
-    axes = CORE_AXES | VARIANT_AXES | SIZE_AXES
+    axes = CORE_AXES | VARIANT_AXES | (SIZE_AXES if sizes else {})
     return _stack([*(axis(name, text) for name, text in axes.items()), *_variant()])
 
 
@@ -201,10 +217,18 @@ def split_variant(
     """A sweep's key options as its axes, and the rest of the problem as far as it was given."""
     axes = CORE_AXES | VARIANT_AXES | SIZE_AXES
     variant = {name: value for name, value in options.items() if name not in axes}
-    return {name: options[name] for name in axes}, given(variant)
+    return {name: options[name] for name in axes if name in options}, given(variant)
 
 
 target_option = click.option("--target", metavar="ARCH", help=TARGET_HELP)
+targets_option = click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="ARCH,...",
+    callback=parse_archs,
+    help=f"Architectures: {', '.join(ARCHS)}. Default: all of them.",
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of a table."
 )

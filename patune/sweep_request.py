@@ -1,4 +1,4 @@
-"""What ``patune sweep`` sweeps when nothing is said, and the keys that its options ask for."""
+"""What ``patune sweep`` and ``patune check`` take when nothing is said, and the keys that their options ask for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from patune.tuner.check_cases import CheckOptions, KnobSet
     from patune.tuner.sweep import SweepOptions
 
 DEFAULTS: dict[str, tuple[int, ...]] = {
@@ -30,6 +31,7 @@ DEFAULT_TEXTS = {name: ",".join(map(str, values)) for name, values in DEFAULTS.i
     "context": "4096, and 32768 for batch 1 where it is measured",
 }
 OTHER_AXIS = {"batch": (128,), "context": (4096,)}  # when only the other one is given
+CHECK_ARCHS = ("gfx942", "gfx950", "sm_90")
 TRIALS = {"measured": 32, "emulated": 8}  # per key
 NO_GPU_NOTE = (
     "No usable GPU here, so {target} is compiled and emulated (evidence `emulated`: checked and ranked by counted work, "
@@ -149,6 +151,28 @@ def request_sweep(
         command=command,
     )
     return options, note
+
+
+def request_check(
+    axes: Mapping[str, Sequence[int]],
+    variant: Mapping[str, Any],
+    *,
+    archs: Sequence[str],
+    knobs: KnobSet,
+) -> CheckOptions:
+    """What a check looks at: the sweep's default problems and, for default knobs, its workloads; no device is looked for.
+
+    Raises:
+        InvalidValueError: a value is not allowed.
+    """
+    from patune.tuner.check_cases import CheckOptions
+
+    return CheckOptions(
+        targets=tuple(Target.named(arch) for arch in archs or CHECK_ARCHS),
+        problems=problems_of(axes, variant),
+        workloads=workloads_of({}, "emulated"),
+        knobs=knobs,
+    )
 
 
 def read_back(report: Mapping[str, Any], path: Path) -> str | None:

@@ -45,6 +45,12 @@ def variant_text(problem: Mapping[str, Any]) -> str:
     )
 
 
+def problem_text(problem: Mapping[str, Any]) -> str:
+    """``block_size=1024 head_dim=128 qg=8``, and what is not plain about it."""
+    core = [f"{name}={problem[name]}" for name in ("block_size", "head_dim", "qg")]
+    return " ".join(filter(None, [*core, variant_text(problem)]))
+
+
 def sizes_text(workload: Mapping[str, Any]) -> str:
     """``batch=128 kv_heads=8 context=4096``."""
     return " ".join(f"{name}={workload[name]}" for name in ("batch", "kv_heads", "context"))
@@ -52,8 +58,7 @@ def sizes_text(workload: Mapping[str, Any]) -> str:
 
 def key_text(problem: Mapping[str, Any], workload: Mapping[str, Any]) -> str:
     """One line for one key."""
-    core = [f"{name}={problem[name]}" for name in ("block_size", "head_dim", "qg")]
-    return " ".join(filter(None, [*core, variant_text(problem), sizes_text(workload)]))
+    return f"{problem_text(problem)} {sizes_text(workload)}"
 
 
 def target_text(target: Mapping[str, Any]) -> str:

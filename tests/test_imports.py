@@ -16,9 +16,16 @@ FORBIDDEN = {  # layer -> what it must not import
     "patune.kernels": ("patune.tuner", "patune.configs"),
     "patune.emulator": ("patune.tuner", "patune.configs"),
     "patune.configs": ("patune.tuner",),
-    "patune": ("patune.cli", "patune.terminal", "patune.doctor"),
+    "patune": ("patune.cli", "patune.terminal", "patune.check_table", "patune.doctor"),
 }
-ON_TOP = ("patune.cli", "patune.terminal", "patune.doctor", "patune.report", "patune.__main__")
+ON_TOP = (
+    "patune.cli",
+    "patune.terminal",
+    "patune.check_table",
+    "patune.doctor",
+    "patune.report",
+    "patune.__main__",
+)
 # The public operation looks its knobs up when the caller gives none: lazily, inside the function.
 LAZY_EXCEPTIONS = {("patune.kernels.decode", "patune.configs.dispatcher")}
 HEAVY = ("torch", "triton", "optuna", "sqlalchemy", "alembic", "numpy", "rich", "click")

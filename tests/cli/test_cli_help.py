@@ -13,7 +13,7 @@ import pytest
 
 import patune
 from patune.cli import main
-from patune.cli_options import SAMPLERS
+from patune.cli_options import KNOB_SETS, SAMPLERS
 
 if TYPE_CHECKING:
     from cli_fakes import Run
@@ -25,7 +25,7 @@ COMMANDS = sorted(main.commands)
 
 def test_the_commands_are_the_documented_ones() -> None:
     assert (
-        sorted(["doctor", "sweep", "list", "show", "lookup", "export", "import", "where"])
+        sorted(["doctor", "sweep", "check", "list", "show", "lookup", "export", "import", "where"])
         == COMMANDS
     )
 
@@ -66,7 +66,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import json, sys\n"
         "from patune.cli import main\n"
-        "for words in (['-h'], ['sweep', '-h'], ['--version']):\n"
+        "for words in (['-h'], ['sweep', '-h'], ['check', '-h'], ['--version']):\n"
         "    main(words, standalone_mode=False)\n"
         "print(json.dumps(sorted(sys.modules)))"
     )
@@ -82,3 +82,9 @@ def test_the_samplers_are_the_tuners() -> None:
     from patune.tuner.search import SAMPLERS as OF_THE_TUNER
 
     assert SAMPLERS == OF_THE_TUNER
+
+
+def test_the_sets_of_knobs_are_the_tuners() -> None:
+    from patune.tuner.check_cases import KNOB_SETS as OF_THE_TUNER
+
+    assert KNOB_SETS == OF_THE_TUNER

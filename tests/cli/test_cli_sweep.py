@@ -183,9 +183,9 @@ def test_bad_values_exit_2_and_make_nothing(
 def test_an_unsupported_problem_is_refused_with_its_reason(
     run: Run, fake_sweep: FakeSweep, database: Path
 ) -> None:
-    result = run(*GFX942, "--kv-layout", "nhd")
+    result = run(*GFX942, "--kv-dtype", "fp8_e4m3fn")
     assert result.exit_code == 2
-    assert "kv_layout=nhd" in result.stderr
+    assert "gfx942 has fp8_e4m3fnuz only" in result.stderr
     assert not database.parent.exists()
 
 
