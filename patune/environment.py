@@ -16,22 +16,14 @@ from typing import TYPE_CHECKING
 from patune.record import Record, check_bool, check_text, digest
 
 if TYPE_CHECKING:
-    from patune.target import Target
+    from patune.target import KernelFamily, Target
 
-# The modules of patune/kernels that decide what machine code runs, and with which arguments.
-KERNEL_SOURCES = (
-    "cdna",
-    "epilogue",
-    "gluon_compat",
-    "hopper",
-    "hopper_copy",
-    "hopper_layouts",
-    "hopper_operands",
-    "overlap",
-    "plan",
-    "reduce",
-    "tiles",
-)
+# Modules of patune.kernels that decide what machine code runs, and with which arguments: what every family shares, and its own.
+SHARED_SOURCES = ("epilogue", "gluon_compat", "overlap", "plan", "query", "reduce", "tiles")
+FAMILY_SOURCES = {
+    "hopper_wgmma": ("hopper", "hopper_copy", "hopper_layouts", "hopper_operands"),
+    "cdna_mfma": ("cdna", "cdna_layouts", "cdna_loads", "cdna_ring"),
+}
 FP_FUSION = True  # handed to every build: the default changes in Triton 3.10
 
 
@@ -44,7 +36,7 @@ class Environment(Record):
         compiler: what turns Triton's IR into machine code (ptxas with its version, or Triton's own LLVM).
         driver: GPU driver version, ``none`` for emulated targets.
         fp_fusion: multiply-add contraction in the builds.
-        kernel_source_hash: sha256 over the code of the kernel sources; comments and docstrings do not count.
+        kernel_source_hash: sha256 over the code of the target's kernel family; comments and docstrings do not count.
     """
 
     patune: str
@@ -93,10 +85,10 @@ def code_of(source: str) -> str:
 
 
 @functools.cache
-def kernel_source_hash() -> str:
-    """sha256 over the code of KERNEL_SOURCES: what builds and launches are made from."""
+def kernel_source_hash(family: KernelFamily) -> str:
+    """sha256 over the code that a family's builds and launches are made from: evidence of one family outlives changes of another."""
     total = hashlib.sha256()
-    for name in KERNEL_SOURCES:
+    for name in sorted(SHARED_SOURCES + FAMILY_SOURCES[family]):
         source = (Path(__file__).parent / "kernels" / f"{name}.py").read_text(encoding="utf-8")
         total.update(f"{name}\n{code_of(source)}\n".encode())
     return total.hexdigest()
@@ -135,5 +127,5 @@ def current_environment(target: Target) -> Environment:
         compiler=_compiler(target, triton_version),
         driver=_driver(target),
         fp_fusion=FP_FUSION,
-        kernel_source_hash=kernel_source_hash(),
+        kernel_source_hash=kernel_source_hash(target.limits.family),
     )

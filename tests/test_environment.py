@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import patune.kernels
-from patune.environment import KERNEL_SOURCES, code_of, kernel_source_hash
+from patune.environment import FAMILY_SOURCES, SHARED_SOURCES, code_of, kernel_source_hash
+from patune.target import ARCHS
 
 SOURCE = '''"""Module."""
 
@@ -44,6 +45,22 @@ def test_every_module_with_a_decode_kernel_is_in_the_hash() -> None:
     with_kernels = {
         p.stem for p in folder.glob("*.py") if re.search(r"^@gluon\.", p.read_text(), re.MULTILINE)
     }
-    assert with_kernels - set(KERNEL_SOURCES) == {"read_ceiling"}
-    assert all((folder / f"{name}.py").exists() for name in KERNEL_SOURCES)
-    assert len(kernel_source_hash()) == 64
+    hashed = {*SHARED_SOURCES}.union(*FAMILY_SOURCES.values())
+    assert with_kernels - hashed == {"read_ceiling"}
+    assert all((folder / f"{name}.py").exists() for name in hashed)
+
+
+def test_a_family_hashes_what_its_kernels_import() -> None:
+    """What a kernel module imports of ours is shared or of its own family, so no change of it can go unseen."""
+    folder = Path(patune.kernels.__path__[0])
+    for sources in FAMILY_SOURCES.values():
+        for name in sources:
+            imported = re.findall(r"^from patune\.kernels\.(\w+) import", (folder / f"{name}.py").read_text(), re.MULTILINE)  # fmt: skip
+            assert set(imported) <= {*SHARED_SOURCES, *sources}
+
+
+def test_each_family_has_a_hash_of_its_own() -> None:
+    assert set(FAMILY_SOURCES) == {arch.family for arch in ARCHS.values()}
+    hashes = [kernel_source_hash(family) for family in FAMILY_SOURCES]
+    assert len(set(hashes)) == len(hashes)
+    assert all(re.fullmatch(r"[0-9a-f]{64}", text) for text in hashes)
