@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patune.kernels.feasibility import padded_rows
 from patune.kernels.knobs import MAX_SPLITS, REDUCE_CHUNKS, CdnaKnobs, HopperKnobs
 
 if TYPE_CHECKING:
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 
 # Accumulators (query rows x channels) that 4 warps hold: 64 x 128 spill 40 B and 32 x 256 24 B, 8 warps are clean (bf16; static, Triton 3.9).
 MOST_PER_WARPGROUP = 4096
+MOST_PER_PROGRAM = 4096  # the same for a CDNA program: 64 x 128 spill 3 to 88 registers (Triton 3.6, gfx942, static)
 LEAST_TILES_PER_SPLIT = 4  # of a window; 16 splits of 4 tiles are best at batch 1 x 4096
 
 
@@ -45,20 +45,25 @@ def _reduce_chunk(num_splits: int) -> int:
 
 def default_knobs(problem: Problem, workload: Workload, target: Target) -> HopperKnobs | CdnaKnobs:
     """Knobs that are feasible for every supported problem, and close to the best of the measured grids on sm_90."""
-    family = target.limits.family
-    rows = padded_rows(problem, family)
-    if family == "hopper_wgmma":
+    rows = 1 << (problem.rows - 1).bit_length()
+    if target.limits.family == "hopper_wgmma":
         return _hopper_knobs(problem, workload, target, rows)
-    # 32 tokens per warp is the shortest contraction and takes the fewest registers: no spills up to 64 rows (triton 3.6 and 3.9, static).
-    # Two warps keep the merge of 64 rows x 128 channels within gfx942's 64 KiB of LDS.
-    tile, warps = (128, 4) if rows <= 16 else (64, 2)
+    return _cdna_knobs(problem, workload, target, rows)
+
+
+def _cdna_knobs(problem: Problem, workload: Workload, target: Target, rows: int) -> CdnaKnobs:
+    # 32 tokens per warp is the shortest contraction and takes the fewest registers; two warps with many rows leave each 512 of them.
+    tile, warps = (128, 4) if rows <= 16 and problem.head_dim <= 128 else (64, 2)
     splits = default_splits(workload, target, tile)
+    # accumulators of more than 32 rows x 128 channels do not fit beside the operands: several programs share the rows
+    most = max(16, MOST_PER_PROGRAM // problem.head_dim)
     return CdnaKnobs(
         partition_tokens=tile,
         num_splits=splits,
         num_stages=1,
         num_warps=warps,
         reduce_chunk=_reduce_chunk(splits),
+        program_rows=most if rows > most else 0,
     )
 
 

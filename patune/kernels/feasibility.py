@@ -11,25 +11,36 @@ if TYPE_CHECKING:
     from patune.problem import Problem
     from patune.target import Target
 
-MIN_ROWS = {"hopper_wgmma": 8, "cdna_mfma": 16}  # narrowest row side of the matrix instruction
+HOPPER_MIN_ROWS = 8  # narrowest row side of wgmma
 WARPGROUP = 4  # warps that issue one wgmma
 CDNA_MIN_WARP_TOKENS = 32  # 4 lane groups x 8 elements: Triton 3.6 computes garbage below it
-CDNA_MAX_STAGES = 2
-CDNA_HEAD_DIMS = (64, 128)
+CDNA_MAX_STAGES = 3
+SIMDS = 4  # of a CDNA compute unit
+DIRECT_TO_LDS = ("gfx950",)
+CDNA_FP8 = {
+    "gfx942": "fp8_e4m3fnuz",
+    "gfx950": "fp8_e4m3fn",
+}  # what the matrix instructions multiply
 PAGE_SLOTS = 16  # of the ring of page numbers; hopper_copy.py
 REDUCE_VECTOR = 4  # float32 channels per lane of the reduce kernel
-MATH_DTYPES = ("bf16", "fp16")
 
 
-def padded_rows(problem: Problem, family: str) -> int:
-    """Rows of the matrix-unit tile: the next power of two, at least what the instruction has."""
+def padded_rows(problem: Problem, knobs: Knobs) -> int:
+    """Query rows of a program's matrix-unit tile: the next power of two, at least what the instruction has."""
     rows: int = 1 << (problem.rows - 1).bit_length()
-    return max(MIN_ROWS[family], rows)
+    if isinstance(knobs, CdnaKnobs):
+        return knobs.program_rows or max(knobs.mfma_rows, rows)
+    return max(HOPPER_MIN_ROWS, rows)
+
+
+def programs_per_walk(problem: Problem, knobs: Knobs) -> int:
+    """Programs that share the query rows of a walk."""
+    return -(-problem.rows // padded_rows(problem, knobs))
 
 
 def hopper_shared_b(knobs: HopperKnobs, problem: Problem) -> int:
     """Shared memory of the Hopper kernel: the K and V rings, scales, page numbers, probabilities, query, and the cross-warp scratch."""
-    rows = padded_rows(problem, knobs.family)
+    rows = padded_rows(problem, knobs)
     tokens = knobs.num_stages * knobs.partition_tokens
     ring = 2 * tokens * problem.head_dim * problem.kv_itemsize
     scales = 8 * tokens if problem.kv_quant == "per_token" else 0
@@ -46,26 +57,23 @@ def unsupported(problem: Problem, target: Target) -> str | None:
 
 
 def _unsupported_by_hopper(problem: Problem, target: Target) -> str | None:
-    if "fp8_e4m3fnuz" in (problem.query_dtype, problem.kv_dtype):
-        return f"{target.arch} has fp8_e4m3fn only; seen query_dtype={problem.query_dtype}, kv_dtype={problem.kv_dtype}"
-    if problem.query_dtype != problem.kv_dtype and problem.kv_itemsize == 2:
-        return f"a {problem.kv_dtype} cache takes a query of its own type; seen query_dtype={problem.query_dtype}"
-    return None
+    return _fp8_flavour(problem, target, "fp8_e4m3fn") or _mixed_types(problem)
 
 
 def _unsupported_by_cdna(problem: Problem, target: Target) -> str | None:
-    what = f"the {target.arch} kernel"
-    if problem.kv_dtype not in MATH_DTYPES or problem.query_dtype != problem.kv_dtype:
-        return (
-            f"{what} computes query and cache of one type, bf16 or fp16; "
-            f"seen query_dtype={problem.query_dtype}, kv_dtype={problem.kv_dtype}"
-        )
-    if problem.kv_layout != "aiter":
-        return f"{what} reads kv_layout=aiter; seen kv_layout={problem.kv_layout}"
-    if problem.head_dim not in CDNA_HEAD_DIMS:
-        return f"{what} has head_dim 64 and 128; seen head_dim={problem.head_dim}"
-    if problem.softcap:
-        return f"{what} has no logit soft-cap; seen softcap=true"
+    return _fp8_flavour(problem, target, CDNA_FP8[target.arch]) or _mixed_types(problem)
+
+
+def _fp8_flavour(problem: Problem, target: Target, has: str) -> str | None:
+    for dtype in (problem.query_dtype, problem.kv_dtype):
+        if dtype.startswith("fp8") and dtype != has:
+            return f"{target.arch} has {has} only; seen query_dtype={problem.query_dtype}, kv_dtype={problem.kv_dtype}"
+    return None
+
+
+def _mixed_types(problem: Problem) -> str | None:
+    if problem.query_dtype != problem.kv_dtype and problem.kv_itemsize == 2:
+        return f"a {problem.kv_dtype} cache takes a query of its own type; seen query_dtype={problem.query_dtype}, kv_dtype={problem.kv_dtype}"
     return None
 
 
@@ -78,7 +86,7 @@ def is_feasible(knobs: Knobs, problem: Problem, target: Target) -> str | None:
     if isinstance(knobs, HopperKnobs):
         return _hopper(knobs, problem, target)
     assert isinstance(knobs, CdnaKnobs)
-    return _cdna(knobs, target)
+    return _cdna(knobs, problem, target)
 
 
 def _reduce(knobs: Knobs, problem: Problem, target: Target) -> str | None:
@@ -105,7 +113,7 @@ def _hopper(knobs: HopperKnobs, problem: Problem, target: Target) -> str | None:
         )
     if not knobs.probs_k_major and problem.fp8_math and problem.kv_layout.startswith("aiter"):
         return "probs_k_major=False: fp8 products read both operands along the contraction"
-    if not knobs.probs_k_major and padded_rows(problem, knobs.family) == MIN_ROWS[knobs.family]:
+    if not knobs.probs_k_major and padded_rows(problem, knobs) == HOPPER_MIN_ROWS:
         return "probs_k_major=False with 8 rows gives wrong results in Triton 3.6 (80 % error, varies by run)"
     needed = hopper_shared_b(knobs, problem)
     limit = target.limits.shared_limit_b
@@ -114,12 +122,55 @@ def _hopper(knobs: HopperKnobs, problem: Problem, target: Target) -> str | None:
     return None
 
 
-def _cdna(knobs: CdnaKnobs, target: Target) -> str | None:
+def _cdna(knobs: CdnaKnobs, problem: Problem, target: Target) -> str | None:
     if knobs.partition_tokens // knobs.num_warps < CDNA_MIN_WARP_TOKENS:
         return (
             f"partition_tokens={knobs.partition_tokens} over num_warps={knobs.num_warps} leaves a warp fewer than "
             f"{CDNA_MIN_WARP_TOKENS} tokens, the contraction of its operand layout"
         )
-    if knobs.num_stages > CDNA_MAX_STAGES:
-        return f"num_stages={knobs.num_stages}: the {target.arch} kernel loads at most {CDNA_MAX_STAGES} tiles at a time"
+    if knobs.lds_ring:
+        if reason := _ring(knobs, problem, target):
+            return reason
+    elif knobs.num_stages > CDNA_MAX_STAGES:
+        return f"num_stages={knobs.num_stages}: without lds_ring at most the next key and value tile are loaded ahead, num_stages=3"
+    per_simd = max(1, knobs.num_warps // SIMDS)
+    if knobs.waves_per_eu % per_simd:
+        return (
+            f"waves_per_eu={knobs.waves_per_eu}: a workgroup of num_warps={knobs.num_warps} puts {per_simd} waves on each SIMD, "
+            f"so there are 0 (the compiler's choice) or a multiple of {per_simd}"
+        )
+    rows = padded_rows(problem, knobs)
+    if knobs.program_rows and problem.rows <= rows:
+        return f"program_rows={rows}: the problem has {problem.rows} query rows, which program_rows=0 keeps together"
+    if rows < knobs.mfma_rows or (knobs.mfma_rows > 16 and problem.rows <= 16):
+        return f"mfma_rows={knobs.mfma_rows}: a program's {min(rows, problem.rows)} query rows fill no more than the 16 of the smaller instruction"
+    return None
+
+
+def _ring(knobs: CdnaKnobs, problem: Problem, target: Target) -> str | None:
+    """Direct-to-LDS copies move 16 bytes per lane (or 4: too many instructions), of one page per tile."""
+    if target.arch not in DIRECT_TO_LDS:
+        return f"lds_ring=True: {target.arch} copies 4 bytes per lane to LDS; 16 on {', '.join(DIRECT_TO_LDS)}"
+    if knobs.num_stages < 2:
+        return f"lds_ring=True: num_stages={knobs.num_stages} leaves no slot to copy into while another is read"
+    if problem.block_size < knobs.partition_tokens:
+        return (
+            f"lds_ring=True: partition_tokens={knobs.partition_tokens} on pages of block_size={problem.block_size}; "
+            "looking up several pages per tile would wait for the copies under way"
+        )
+    lane_tokens = knobs.partition_tokens // knobs.num_warps * knobs.mfma_rows // target.limits.lanes
+    lane_channels = problem.head_dim // knobs.mfma_rows
+    along = lane_tokens if problem.kv_layout.startswith("aiter") else lane_channels
+    if along < problem.kv_vector:
+        return f"lds_ring=True: a lane has {along} neighbouring elements of a value tile, its 16-byte copies need {problem.kv_vector}"
+    needed = 2 * knobs.num_stages * knobs.partition_tokens * problem.head_dim * problem.kv_itemsize
+    limit = target.limits.shared_limit_b
+    if needed > limit:
+        return f"num_stages={knobs.num_stages} needs {needed} B LDS for the ring, {target.arch} has {limit} B"
+    workgroups = max(1, knobs.waves_per_eu * SIMDS // knobs.num_warps)
+    if workgroups * needed > limit:
+        return (
+            f"waves_per_eu={knobs.waves_per_eu} is {workgroups} workgroups per compute unit, "
+            f"whose rings of {needed} B do not fit the {limit} B LDS of {target.arch}"
+        )
     return None

@@ -56,21 +56,22 @@ from patune.kernels.hopper_layouts import (
 from patune.kernels.hopper_operands import (
     contraction_order,
     ordered_channel,
+    paired_channel,
     widen_contraction,
     widen_pairs,
 )
 from patune.kernels.overlap import start_after_previous_kernel
+from patune.kernels.query import load_query
 from patune.kernels.tiles import (
+    SMALLEST_SCALE_LOG2,
     capped,
     first_visible,
-    row_offset,
     softmax_step,
     tile_range,
     visible,
 )
 
 FP8_MAX = gl.constexpr(448.0)  # e4m3fn
-SMALLEST_SCALE_LOG2 = gl.constexpr(-100.0)  # value scales below 2^-100 count as that in the softmax reference: their product is 0 anyway
 
 
 @gluon.jit
@@ -107,39 +108,6 @@ def _copy_tile(
                 stride_value_page, stride_value_token,
                 False, HEAD_DIM, BLOCK_SIZE, TILE, VALUE_COPY,
             )
-
-
-@gluon.jit
-def _load_query(
-    query_ptr, query_scale_ptr, sequence, kv_head, stride_query_token, stride_query_head, query_scale_step, kv_heads,
-    DTYPE: gl.constexpr, ORDERED: gl.constexpr, ROWS: gl.constexpr, N: gl.constexpr,
-    QUERY_LENGTH: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, LAYOUT: gl.constexpr,
-):
-    """Query rows [N, HEAD_DIM] as DTYPE, and the factor [N] that each row's scores have to be multiplied with."""
-    row = gl.arange(0, N, layout=gl.SliceLayout(1, LAYOUT))
-    channel = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, LAYOUT))
-    if ORDERED:
-        channel = ordered_channel(channel, HEAD_DIM)
-    offset = row_offset(sequence, kv_head, row, stride_query_token, stride_query_head, QUERY_LENGTH, GROUP)
-    query = gl.load(query_ptr + offset[:, None] + channel[None, :], mask=(row < ROWS)[:, None], other=0.0)
-    factor = gl.full([N], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
-    FITS: gl.constexpr = query.dtype == DTYPE or query.dtype.primitive_bitwidth == 8
-    if not FITS:
-        # the largest element of a row goes to [2^14, 2^15] or [2^7, 2^8]: half of fp16's and of e4m3's range
-        TOP: gl.constexpr = 7.0 if DTYPE.primitive_bitwidth == 8 else 14.0
-        wide = query.to(gl.float32)
-        largest = gl.max(gl.abs(wide), 1)
-        shift = TOP - gl.floor(gl.log2(gl.where(largest > 0.0, largest, 1.0)))
-        shift = gl.minimum(gl.maximum(shift, -100.0), 100.0)
-        factor = gl.exp2(-shift)
-        query = (wide * gl.exp2(shift)[:, None]).to(DTYPE)
-    else:
-        query = query.to(DTYPE)
-    if query_scale_ptr is not None:
-        token = sequence * QUERY_LENGTH + row // GROUP
-        index = (token * (kv_heads * GROUP) + kv_head * GROUP + row % GROUP) * query_scale_step
-        factor = factor * gl.load(query_scale_ptr + index, mask=row < ROWS, other=0.0)
-    return query, factor
 
 
 @gluon.jit(do_not_specialize=["kv_heads", "num_splits", "window", "stride_table", "table_width", "query_scale_step"])
@@ -234,9 +202,14 @@ def hopper_decode_kernel(
             fill_page_ring(table_ptr, page_smem, begin * TILE, step, first, context, STAGES, BLOCK_SIZE, TILE, WARPS)
         async_copy.commit_group()
 
-    query, factor = _load_query(
-        query_ptr, query_scale_ptr, sequence, kv_head, stride_query_token, stride_query_head, query_scale_step, kv_heads,
-        KEY_MATH, WIDEN_KEY, ROWS, N, QUERY_LENGTH, GROUP, HEAD_DIM, query_rows(HEAD_DIM, WARPS),
+    QUERY: gl.constexpr = query_rows(HEAD_DIM, WARPS)
+    query_channel = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, QUERY))
+    if WIDEN_KEY:
+        query_channel = ordered_channel(query_channel, HEAD_DIM)
+    query, factor = load_query(
+        query_ptr, query_scale_ptr, query_channel, sequence, kv_head, 0,
+        stride_query_token, stride_query_head, query_scale_step, kv_heads,
+        KEY_MATH, N, QUERY_LENGTH, GROUP, QUERY,
     )
     query_smem = gl.allocate_shared_memory(
         KEY_MATH, [N, HEAD_DIM], gl.NVMMASharedLayout.get_default_for([N, HEAD_DIM], KEY_MATH), query
@@ -330,9 +303,12 @@ def hopper_decode_kernel(
         acc = warpgroup_mma(value_t, probs_t, acc)
 
     total = gl.convert_layout(gl.sum(sums, 0), gl.SliceLayout(0, MMA))
+    channel = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(1, MMA))
+    if PAIRED:
+        channel = paired_channel(channel)
     store_result(
-        acc * out_scale, gl.convert_layout(row_max, gl.SliceLayout(0, MMA)), total, n_tiles > 0,
+        acc * out_scale, channel, gl.convert_layout(row_max, gl.SliceLayout(0, MMA)), total, n_tiles > 0,
         out_ptr, lse_ptr, sinks_ptr, partial_out_ptr, partial_max_ptr, partial_sum_ptr,
-        sequence, kv_head, split, kv_heads, num_splits, stride_out_token, stride_out_head,
-        ROWS, N, QUERY_LENGTH, GROUP, HEAD_DIM, MMA, 1, PAIRED,
+        sequence, kv_head, split, 0, kv_heads, num_splits, stride_out_token, stride_out_head,
+        N, QUERY_LENGTH, GROUP, HEAD_DIM, MMA, 1,
     )

@@ -75,6 +75,12 @@ def ordered_channel(position, LENGTH: gl.constexpr):
 
 
 @gluon.jit
+def paired_channel(position):
+    """Channel at a position of `widen_pairs`' rows: in runs of 16, eight even channels and then the eight odd ones beside them."""
+    return (position // 16) * 16 + (position % 8) * 2 + (position // 8) % 2
+
+
+@gluon.jit
 def widen_contraction(smem, ROWS: gl.constexpr, LENGTH: gl.constexpr, MMA: gl.constexpr, WARPS: gl.constexpr):
     """fp16 left operand [ROWS, LENGTH] of an fp8 tile whose contraction axis is contiguous, in `contraction_order`."""
     stored = smem.load(_contraction_registers(ROWS, LENGTH, WARPS))
@@ -87,7 +93,7 @@ def widen_pairs(smem, LENGTH: gl.constexpr, CHANNELS: gl.constexpr, SHARED: gl.c
     """fp16 left operand [CHANNELS, LENGTH] of an fp8 tile [LENGTH, CHANNELS]: the contraction axis is the strided one.
 
     ldmatrix transposes 16-bit elements, so channels move in pairs; the even ones become rows r and the odd ones rows r + 8
-    (`epilogue.paired_channel`). SHARED is the tile's layout seen as 16-bit elements.
+    (`paired_channel`). SHARED is the tile's layout seen as 16-bit elements.
     """
     PAIRS: gl.constexpr = CHANNELS // 2
     pairs = reinterpret_shared(smem, gl.int16, LENGTH, PAIRS, SHARED)

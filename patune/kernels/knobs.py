@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_SPLITS = 128
+MAX_WAVES_PER_SIMD = 8  # CDNA3 and CDNA4, where accumulation registers exist
 REDUCE_CHUNKS = (4, 8, 16, 32, 64)
 REDUCE_WARPS = (1, 2, 4)
+CACHE_MODIFIERS = ("", ".cg")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,8 @@ class Knobs(Record):
     Attributes:
         partition_tokens: tokens of one inner-loop tile, the context partition.
         num_splits: workgroups that share one walk over a context; 1 writes the output without a reduce kernel.
-        num_stages: tiles in flight: ring depth in shared memory (Hopper), 1 + prefetched tiles (CDNA).
+        num_stages: tiles in flight: ring depth in shared memory (Hopper, CDNA's ``lds_ring``); else 1 none ahead, 2 the next key tile,
+            3 the next value tile too.
         num_warps: warps per workgroup of the decode kernel.
         reduce_chunk: splits that the reduce kernel combines per step (its tile cap).
         reduce_warps: warps per workgroup of the reduce kernel.
@@ -83,14 +86,27 @@ class CdnaKnobs(Knobs):
     Attributes:
         waves_per_eu: N > 0 makes the compiler allow exactly N waves per SIMD (minimum and maximum): it caps registers at 512 / N
             and throttles occupancy to N. 0 leaves the choice to it.
+        mfma_rows: M and N of the matrix instruction, 16 or 32.
+        program_rows: query rows of a walk (query tokens x group) that one program computes; 0 is all of them. Fewer take fewer
+            registers, and K and V are read once per program.
+        lds_ring: tiles wait in LDS, copied there past the registers (gfx950); else in registers.
+        cache_modifier: Triton's cache modifier of the K and V loads: ``""`` none, or ``.cg``, which is `nt` on CDNA: not to be kept.
     """
 
     family: ClassVar[str] = "cdna_mfma"
     waves_per_eu: int = 0
+    mfma_rows: int = 16
+    program_rows: int = 0
+    lds_ring: bool = False
+    cache_modifier: str = ""
 
     def __post_init__(self) -> None:
         Knobs.__post_init__(self)
-        check_int("waves_per_eu", self.waves_per_eu, low=0, high=8)
+        check_int("waves_per_eu", self.waves_per_eu, low=0, high=MAX_WAVES_PER_SIMD)
+        check_choice("mfma_rows", self.mfma_rows, (16, 32))
+        check_choice("program_rows", self.program_rows, (0, 16, 32))
+        check_bool("lds_ring", self.lds_ring)
+        check_choice("cache_modifier", self.cache_modifier, CACHE_MODIFIERS)
 
 
 FAMILIES: dict[str, type[HopperKnobs] | type[CdnaKnobs]] = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from patune.environment import FP_FUSION
 from patune.kernels.calls import KernelCall
-from patune.kernels.feasibility import padded_rows
+from patune.kernels.feasibility import padded_rows, programs_per_walk
 from patune.kernels.knobs import CdnaKnobs, HopperKnobs
 
 if TYPE_CHECKING:
@@ -74,7 +74,16 @@ def _decode_arguments(
         "stride_key_head": key.stride(1),
         "stride_value_page": value.stride(0),
         "stride_value_head": value.stride(1),
+        "query_scale_ptr": inputs.query_scale,
+        "key_scale_ptr": inputs.key_scale,
+        "value_scale_ptr": inputs.value_scale,
+        "stride_key_token": key.stride(-2),
+        "stride_value_token": value.stride(-2),
+        **_scale_strides("key", inputs.key_scale),
+        **_scale_strides("value", inputs.value_scale),
+        "query_scale_step": int(inputs.query_scale is not None and inputs.query_scale.numel() > 1),
         "score_scale_log2": inputs.softmax_scale * LOG2E,
+        "softcap_log2": float(inputs.softcap * LOG2E),
         "kv_heads": inputs.kv_heads,
     }
 
@@ -92,45 +101,22 @@ def _scale_strides(name: str, scale: torch.Tensor | None) -> dict[str, int]:
     return {f"stride_{name}_scale_page": page, f"stride_{name}_scale_head": head}
 
 
-def _hopper_arguments(inputs: DecodeInputs) -> dict[str, Any]:
-    """What only the Hopper kernel takes."""
-    query_scale = inputs.query_scale
-    return {
-        "query_scale_ptr": query_scale,
-        "key_scale_ptr": inputs.key_scale,
-        "value_scale_ptr": inputs.value_scale,
-        "table_width": inputs.block_tables.shape[1],
-        "stride_key_token": inputs.key_cache.stride(-2),
-        "stride_value_token": inputs.value_cache.stride(-2),
-        **_scale_strides("key", inputs.key_scale),
-        **_scale_strides("value", inputs.value_scale),
-        "query_scale_step": int(query_scale is not None and query_scale.numel() > 1),
-        "softcap_log2": float(inputs.softcap * LOG2E),
-    }
-
-
-def _hopper_constants(problem: Problem, knobs: HopperKnobs) -> dict[str, Any]:
-    return {
-        "AITER": problem.kv_layout.startswith("aiter"),
-        # pages of one vector: 4-D and 5-D values are the same bytes
-        "SHUFFLED": problem.kv_layout == "aiter_5d" and problem.block_size > problem.kv_vector,
-        "SOFTCAPPED": problem.softcap,
-        "TOKEN_SCALES": problem.kv_quant == "per_token",
-        "FP8_MATH": problem.fp8_math,
-        "PROBS_K_MAJOR": knobs.probs_k_major,
-        "OVERLAP": knobs.overlap_launch,
-    }
-
-
 def _decode_constants(problem: Problem, knobs: Knobs) -> dict[str, Any]:
+    """What both families' kernels are compiled for."""
     return {
         "ROWS": problem.rows,
-        "N": padded_rows(problem, knobs.family),
+        "N": padded_rows(problem, knobs),
         "QUERY_LENGTH": problem.query_length,
         "GROUP": problem.qg,
         "HEAD_DIM": problem.head_dim,
         "BLOCK_SIZE": problem.block_size,
+        "AITER": problem.kv_layout.startswith("aiter"),
+        # pages of one vector: 4-D and 5-D values are the same bytes
+        "SHUFFLED": problem.kv_layout == "aiter_5d" and problem.block_size > problem.kv_vector,
         "WINDOWED": problem.windowed,
+        "SOFTCAPPED": problem.softcap,
+        "TOKEN_SCALES": problem.kv_quant == "per_token",
+        "FP8_MATH": problem.fp8_math,
         "TILE": knobs.partition_tokens,
         "STAGES": knobs.num_stages,
         "WARPS": knobs.num_warps,
@@ -208,8 +194,8 @@ def plan_decode(
         from patune.kernels.hopper import hopper_decode_kernel
 
         kernel: Any = hopper_decode_kernel
-        arguments |= _hopper_arguments(inputs)
-        constants |= _hopper_constants(problem, knobs)
+        arguments["table_width"] = inputs.block_tables.shape[1]
+        constants |= {"PROBS_K_MAJOR": knobs.probs_k_major, "OVERLAP": knobs.overlap_launch}
         if knobs.maxnreg:
             options["maxnreg"] = knobs.maxnreg
         if knobs.overlap_launch:
@@ -219,9 +205,14 @@ def plan_decode(
 
         kernel = cdna_decode_kernel
         assert isinstance(knobs, CdnaKnobs)
-        constants["MFMA_VERSION"] = MFMA_VERSIONS[target.arch]
+        constants |= {
+            "MFMA_ROWS": knobs.mfma_rows,
+            "MFMA_VERSION": MFMA_VERSIONS[target.arch],
+            "LDS_RING": knobs.lds_ring,
+            "CACHE_MODIFIER": knobs.cache_modifier,
+        }
         options["waves_per_eu"] = knobs.waves_per_eu
-    grid = (inputs.kv_heads, knobs.num_splits, inputs.batch)
+    grid = (inputs.kv_heads * programs_per_walk(problem, knobs), knobs.num_splits, inputs.batch)
     calls = [
         KernelCall(
             kernel=kernel,

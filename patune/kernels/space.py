@@ -7,8 +7,8 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from patune.kernels.defaults import default_knobs, tiles_of
-from patune.kernels.feasibility import is_feasible
-from patune.kernels.knobs import FAMILIES
+from patune.kernels.feasibility import DIRECT_TO_LDS, is_feasible
+from patune.kernels.knobs import CACHE_MODIFIERS, FAMILIES
 
 if TYPE_CHECKING:
     from patune.kernels.knobs import CdnaKnobs, HopperKnobs
@@ -35,9 +35,13 @@ CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
     "cdna_mfma": {
         "num_splits": SPLIT_CHOICES,
         "partition_tokens": (64, 128, 256),
-        "num_stages": (1, 2),
+        "num_stages": (1, 2, 3, 4),
         "num_warps": (1, 2, 4, 8),
         "waves_per_eu": (0, 1, 2, 3, 4),
+        "mfma_rows": (16, 32),
+        "program_rows": (0, 16, 32),
+        "lds_ring": (False, True),
+        "cache_modifier": CACHE_MODIFIERS,
         "reduce_chunk": (8, 16, 32),
         "reduce_warps": (1, 4),
     },
@@ -47,12 +51,26 @@ CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
 def knob_choices(
     problem: Problem, workload: Workload, target: Target
 ) -> dict[str, tuple[Any, ...]]:
-    """Values per knob, ascending; the default knobs' own values are always among them."""
+    """Values per knob, ascending; the default knobs' own values are always among them, and none that no other knob could make feasible."""
     default = default_knobs(problem, workload, target)
     return {
-        name: tuple(sorted({*values, getattr(default, name)}))
+        name: tuple(sorted({*(v for v in values if _possible(name, v, problem, target)), getattr(default, name)}))
         for name, values in CHOICES[target.limits.family].items()
-    }
+    }  # fmt: skip
+
+
+def _possible(name: str, value: Any, problem: Problem, target: Target) -> bool:
+    """Whether some knobs with this value are feasible, as far as one knob alone can tell."""
+    match name:
+        case "query_tokens":
+            return value == 0 or (
+                value < problem.query_length and problem.query_length % value == 0
+            )
+        case "mfma_rows":
+            return value == 16 or problem.rows > 16
+        case "lds_ring":
+            return not value or target.arch in DIRECT_TO_LDS
+    return True
 
 
 def feasible_pool(

@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 NEG_INF = gl.constexpr(float("-inf"))
 LN2 = gl.constexpr(0.6931471805599453)
 LOG2E = gl.constexpr(1.4426950408889634)
+SMALLEST_SCALE_LOG2 = gl.constexpr(-100.0)  # value scales below 2^-100 count as that in the softmax reference: their product is 0 anyway
 
 
 @gluon.jit
