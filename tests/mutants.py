@@ -256,6 +256,10 @@ CDNA = (
     _gfx950("ring_not_drained_before_the_merge", "cdna", "async_copy.wait_group(0)", "async_copy.wait_group(2 * AHEAD)", RING, block_size=64),
     _gfx950("ring_pages_of_the_first_tile", "cdna", "held_page(pages, held, WARPS)", "held_page(pages, 0, WARPS)", RING, block_size=64),
     _gfx950("ring_pages_of_the_tile_before", "cdna", "held_page(pages, held, WARPS)", "held_page(pages, held - 1, WARPS)", RING, block_size=64),
+    _gfx950(
+        "ring_refill_from_the_tile_that_is_read", "cdna",
+        "look_up_pages(table_ptr, tile + AHEAD * num_splits,", "look_up_pages(table_ptr, tile,", RING, block_size=64,
+    ),
     _gfx950("ring_keys_in_memory_order", "cdna_ring", "column_token(column, RUN, MFMA_ROWS)", "column", RING, block_size=64),
     _gfx950(
         "ring_values_by_wrong_rows", "cdna_ring", "(row // RUN) * (GROUPS * RUN) + group * RUN + row % RUN", "row * GROUPS + group",

@@ -4,6 +4,9 @@ Between two barriers the waves of a workgroup may run in any order. The emulator
 and which read it since the last barrier. Touching a byte that another wave wrote, or writing one that another wave read, is a race;
 two waves writing equal values is not (replicated layouts do that). Waves in lockstep access it in one call, which is split by the
 same rule: what the shadows say before the access, and which wave they name after it.
+
+A direct-to-LDS copy writes at any time between its issue and the wait for it. So its bytes are checked as a store when it is issued,
+and whoever touches them before it has landed races with it, the issuing wave included.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ class Race:
         other: the other wave, or None when several had read the byte.
         byte: the first such byte.
         access: what the later access did.
+        under_way: the other wave's access is a direct-to-LDS copy that nobody has waited for; it may be the wave's own.
     """
 
     instruction: str
@@ -51,8 +55,14 @@ class Race:
     other: int | None
     byte: int
     access: Literal["read", "write"]
+    under_way: bool = False
 
     def __str__(self) -> str:
+        if self.under_way:
+            return (
+                f"wave {self.wave} touches shared memory byte {self.byte} while a copy of wave {self.other} into it is under way: "
+                f"{self.access} by `{self.instruction}`"
+            )
         other = "several waves" if self.other is None else f"wave {self.other}"
         return (
             f"wave {self.wave} and {other} touch shared memory byte {self.byte} without a barrier in between: "
@@ -66,6 +76,7 @@ class _Window(NamedTuple):
     data: Elements
     writer: Elements
     reader: Elements
+    copier: Elements
 
 
 class _Access(NamedTuple):
@@ -96,6 +107,7 @@ class Lds:
         races: what was noticed, at most 64.
         load_b, store_b: bytes moved by active lanes.
         first_workgroup: position in the launch of the workgroup at byte 0.
+        copying: direct-to-LDS copies are under way; kept by who queues them.
     """
 
     def __init__(self, size_b: int, *, num_warps: int, detect_races: bool) -> None:
@@ -104,7 +116,8 @@ class Lds:
         self.load_b = 0
         self.store_b = 0
         self._num_warps = num_warps
-        self._detect = detect_races and num_warps > 1
+        self._detect = detect_races and num_warps > 1  # one wave cannot race with another
+        self._watch_copies = detect_races
         self.reset(first_workgroup=0, workgroups=0)
 
     def reset(self, *, first_workgroup: int, workgroups: int) -> None:
@@ -114,6 +127,8 @@ class Lds:
         self._data = np.full(total_b, POISON_BYTE, np.uint8)
         self._writer = np.full(total_b if self._detect else 0, NOBODY, np.uint8)
         self._reader = self._writer.copy()
+        self._copier = np.full(total_b if self._watch_copies else 0, NOBODY, np.uint8)
+        self.copying = False
         self._windows: dict[tuple[int, int], _Window] = {}
         self._wrote = False  # somebody, since the barrier
         self._reads: list[_Access] = []  # since the barrier, and not yet in the shadow
@@ -148,6 +163,8 @@ class Lds:
         window = self._window(offset, width_b)
         loaded: Elements = window.data[places]
         self.load_b += loaded.nbytes
+        if self.copying and self._watch_copies:
+            self._check_copies(self._access(w, window, places, offset, text), "read")
         if self._detect:
             access = self._access(w, window, places, offset, text)
             if self._wrote:
@@ -171,6 +188,8 @@ class Lds:
         places = self._places(w, addresses, offset, width_b, "write")
         window = self._window(offset, width_b)
         self.store_b += values.nbytes
+        if self.copying and self._watch_copies:
+            self._check_copies(self._access(w, window, places, offset, text), "write")
         if not self._detect:
             window.data[places] = values
             return
@@ -182,7 +201,42 @@ class Lds:
         self._wrote = True
         self._check_overwritten(access, flat)
 
+    def begin_copy(self, w: Waves, addresses: Row, width_b: int, text: str) -> None:
+        """A direct-to-LDS copy has been issued: from now on it may write ``width_b`` bytes at each of the active lanes' addresses."""
+        places = self._places(w, addresses, 0, width_b, "write")
+        if not self._watch_copies:
+            return
+        access = self._access(w, self._window(0, width_b), places, 0, text)
+        if self.copying:
+            self._check_copies(access, "write")
+        if self._detect:
+            if self._wrote:
+                self._check(access, access.window.writer[access.places], "write")
+            if self._reads:
+                self._enter_reads()
+            if self._read:
+                self._check(access, access.window.reader[access.places], "write")
+        access.window.copier[access.places] = access.marks
+
+    def end_copy(self, w: Waves, addresses: Row, values: Elements, text: str) -> None:
+        """A copy lands, or the part of it that belongs to some waves."""
+        if self._watch_copies:
+            width_b = values.dtype.itemsize
+            places = self._places(w, addresses, 0, width_b, "write").reshape(-1)
+            nobody = np.full(width_b, NOBODY, np.uint8).view(values.dtype)
+            self._window(0, width_b).copier[places] = nobody
+        self.store_compressed(w, addresses, 0, values, text)
+
     # ---- race detection -----------------------------------------------------------------------------------------
+
+    def _check_copies(self, access: _Access, what: Literal["read", "write"]) -> None:
+        """Against the direct-to-LDS copies that are under way."""
+        seen = access.window.copier[access.places]
+        owner = _bytes_of(seen)
+        conflict = owner != NOBODY
+        if conflict.any():
+            own = _bytes_of(access.marks)
+            self._report(access, conflict, wave=own, other=owner, what=what, under_way=True)
 
     def _access(self, w: Waves, window: _Window, places: Places, offset: int, text: str) -> _Access:
         marks, waves = self._marks(w, window.data.dtype)
@@ -261,6 +315,7 @@ class Lds:
         wave: npt.NDArray[np.uint8],
         other: npt.NDArray[np.uint8],
         what: Literal["read", "write"],
+        under_way: bool = False,
     ) -> None:
         """Note the first conflict of each wave; all arguments are [lanes, bytes]."""
         lanes = np.flatnonzero(conflict.any(axis=1))
@@ -278,6 +333,7 @@ class Lds:
                         other=None if rival == SEVERAL else rival,
                         byte=int(access.places[lane]) + access.offset + byte - workgroup * self.size_b,
                         access=what,
+                        under_way=under_way,
                     )
                 )  # fmt: skip
 
@@ -302,7 +358,7 @@ class Lds:
     def _window(self, offset: int, width_b: int) -> _Window:
         window = self._windows.get((offset, width_b))
         if window is None:
-            shadows = (self._data, self._writer, self._reader)
+            shadows = (self._data, self._writer, self._reader, self._copier)
             window = _Window(*(windows(part, width_b)[offset:] for part in shadows))
             self._windows[offset, width_b] = window
         return window

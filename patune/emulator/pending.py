@@ -55,7 +55,7 @@ class _Load(NamedTuple):
         """Write the values, under the EXEC of the time when it was issued."""
         w = self.w
         now, w.active = w.active, self.active
-        w.batch.lds.store_compressed(w, self.places, 0, self.values, self.text)
+        w.batch.lds.end_copy(w, self.places, self.values, self.text)
         w.active = now
 
 
@@ -73,6 +73,8 @@ class PendingLoads:
     def add(self, w: Waves, places: Row, values: Elements, text: str) -> None:
         """Queue a load of the active lanes."""
         tickets = self._issued[w.numbers]
+        w.batch.lds.begin_copy(w, places, values.dtype.itemsize, text)
+        w.batch.lds.copying = True
         self._loads.append(_Load(w, w.active, tickets, places, values, text))
         self.count(w)
 
@@ -91,6 +93,7 @@ class PendingLoads:
                 else:
                     remaining.append(part)
         self._loads = remaining
+        w.batch.lds.copying = bool(remaining)
 
     def _is_due(self, load: _Load, limit: int) -> npt.NDArray[np.bool_]:
         due: npt.NDArray[np.bool_] = self._issued[load.w.numbers] - load.tickets > limit

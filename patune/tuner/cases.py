@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
+from patune.kernels.knobs import CdnaKnobs
 from patune.kernels.reference import visible_tokens
 from patune.problem import Problem
 
@@ -18,8 +19,12 @@ KINDS: tuple[CaseKind, ...] = get_args(CaseKind)
 
 LONGEST_ON_DEVICE = 3000  # tokens
 EMULATED_BUDGET = (
-    6144  # tokens walked per gate: the emulator takes about 0.1 s per 1024 on one core
+    6144  # tokens walked per gate: the emulator takes about 0.03 s per 1024 on one core
 )
+RING_PAGES = (
+    64  # tiles of a split whose pages the LDS ring looks up at a time (cdna_ring.PAGES_HELD)
+)
+DEEP_SPLITS = 2
 # Rounds of a split besides num_stages, so that every ring comes round: page numbers of 16 tiles are held, 8 of them ahead of their copy
 # (hopper_copy.PAGE_SLOTS, PAGES_AHEAD), which is num_stages - 1 ahead of the products.
 DEEP_ROUNDS = 18
@@ -62,6 +67,7 @@ class Case:
         peaks: the peak token of each sequence, for ``peaked``.
         checks_lse: also compare the LSE.
         repeats: further runs, which must give the same bits.
+        most_splits: run with at most that many splits, 0 for as many as the knobs say: their number is no constant of the kernels.
     """
 
     name: str
@@ -83,6 +89,7 @@ class Case:
     peaks: tuple[int, ...] = ()
     checks_lse: bool = False
     repeats: int = 0
+    most_splits: int = 0
 
     @property
     def seed(self) -> int:
@@ -93,7 +100,7 @@ class Case:
 def gate_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
     """The cases that knobs have to pass for a problem, cheapest first."""
     if emulated:
-        cases = _emulated_cases(problem, knobs.partition_tokens)
+        cases = _emulated_cases(problem, knobs.partition_tokens) + _ring_cases(problem, knobs)
     else:
         cases = _device_cases(problem, knobs)
     cases += _quantised_cases(problem, knobs.partition_tokens, emulated=emulated)
@@ -270,6 +277,18 @@ def _emulated_cases(problem: Problem, tile: int) -> list[Case]:
              shared_pages=True, row_scales=True),
         Case(name="peaked/tile", kind="peaked", contexts=(tile + length,), peaks=(tile,), sink=SINK_DOMINANT,
              repeats=1),
+    ]  # fmt: skip
+
+
+def _ring_cases(problem: Problem, knobs: Knobs) -> list[Case]:
+    """A sequence long enough that a split looks up pages a second time, beyond the budget."""
+    if not isinstance(knobs, CdnaKnobs) or not knobs.lds_ring:
+        return []
+    tiles = (RING_PAGES + knobs.num_stages + 1) * min(knobs.num_splits, DEEP_SPLITS)
+    context = tiles * knobs.partition_tokens + 3
+    return [
+        Case(name="random/deep", kind="random", contexts=(context,), window=context - 1 if problem.windowed else 0,
+             shared_pages=True, most_splits=DEEP_SPLITS)
     ]  # fmt: skip
 
 

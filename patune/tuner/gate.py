@@ -5,7 +5,7 @@ It stops at the first case that fails, and says which row was wrong, by how much
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -135,6 +135,8 @@ def _run_case(
     from patune.kernels.plan import plan_decode, workspace_elements
 
     inputs = build_inputs(case, problem, executor.device)
+    if 0 < case.most_splits < knobs.num_splits:
+        knobs = replace(knobs, num_splits=case.most_splits)
     elements = workspace_elements(problem, inputs.workload(), knobs)
     out = _Guarded("out", inputs.query.shape, out_dtype(problem), executor.device, gap=1)
     workspace = _Guarded("workspace", (elements,), torch.float32, executor.device)

@@ -20,6 +20,7 @@ from patune.tuner.cases import (
     EMULATED_BUDGET,
     LONGEST_ON_DEVICE,
     QUANTISED_BUDGET,
+    RING_PAGES,
     Case,
     first_seen,
     gate_cases,
@@ -251,3 +252,27 @@ def test_the_seed_plan_is_complete() -> None:
     assert len(set(ragged.contexts)) > 100
     short = seed_plan_cases(longest=300)
     assert max(c for s in short for c in s.case.contexts) <= 300
+
+
+def test_a_ring_of_pages_comes_round_in_every_emulated_list() -> None:
+    problem = Problem(block_size=1024, head_dim=128, qg=8)
+    plain = CdnaKnobs(partition_tokens=64, num_splits=128, num_stages=3, num_warps=2)
+    ring = replace(plain, lds_ring=True)
+    assert {c.name for c in gate_cases(problem, plain, emulated=True)} == {
+        c.name for c in gate_cases(problem, ring, emulated=True)
+    } - {"random/deep"}
+    for knobs, splits in ((ring, 2), (replace(ring, num_splits=1), 1)):
+        (deep,) = (c for c in gate_cases(problem, knobs, emulated=True) if c.name == "random/deep")
+        assert deep.most_splits == 2
+        tiles_of_the_last_split = deep.contexts[0] // 64 // splits
+        assert tiles_of_the_last_split > RING_PAGES + ring.num_stages - 1
+        assert deep.window == 0
+    windowed = replace(problem, windowed=True)
+    (deep,) = (c for c in gate_cases(windowed, ring, emulated=True) if c.name == "random/deep")
+    assert first_seen(deep.contexts[0], windowed, deep.window) == 1
+
+
+def test_the_ring_of_pages_is_as_long_as_the_kernels() -> None:
+    from patune.kernels.cdna_ring import PAGES_HELD
+
+    assert PAGES_HELD.value == RING_PAGES
