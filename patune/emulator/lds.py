@@ -77,6 +77,7 @@ class _Window(NamedTuple):
     writer: Elements
     reader: Elements
     copier: Elements
+    blank: Elements
 
 
 class _Access(NamedTuple):
@@ -127,6 +128,9 @@ class Lds:
         self._data = np.full(total_b, POISON_BYTE, np.uint8)
         self._writer = np.full(total_b if self._detect else 0, NOBODY, np.uint8)
         self._reader = self._writer.copy()
+        self._blank = np.full(
+            total_b if self._watch_copies else 0, True, np.bool_
+        )  # nobody has written the byte
         self._copier = np.full(total_b if self._watch_copies else 0, NOBODY, np.uint8)
         self.copying = False
         self._windows: dict[tuple[int, int], _Window] = {}
@@ -163,6 +167,8 @@ class Lds:
         window = self._window(offset, width_b)
         loaded: Elements = window.data[places]
         self.load_b += loaded.nbytes
+        if self._watch_copies and any(window.blank[places].tobytes()):
+            self._refuse_blank(window.blank[places], places, offset)
         if self.copying and self._watch_copies:
             self._check_copies(self._access(w, window, places, offset, text), "read")
         if self._detect:
@@ -188,6 +194,8 @@ class Lds:
         places = self._places(w, addresses, offset, width_b, "write")
         window = self._window(offset, width_b)
         self.store_b += values.nbytes
+        if self._watch_copies:
+            window.blank[places] = np.zeros((), window.blank.dtype)
         if self.copying and self._watch_copies:
             self._check_copies(self._access(w, window, places, offset, text), "write")
         if not self._detect:
@@ -226,6 +234,12 @@ class Lds:
             nobody = np.full(width_b, NOBODY, np.uint8).view(values.dtype)
             self._window(0, width_b).copier[places] = nobody
         self.store_compressed(w, addresses, 0, values, text)
+
+    def _refuse_blank(self, blank: Elements, places: Places, offset: int) -> None:
+        byte = _bytes_of(blank.reshape(-1))
+        lane, part = (int(i) for i in np.argwhere(byte)[0])
+        at = (int(places.reshape(-1)[lane]) + offset + part) % self.size_b
+        raise EmulatorError(f"read of shared memory byte {at}, which nobody has written.")
 
     # ---- race detection -----------------------------------------------------------------------------------------
 
@@ -358,7 +372,7 @@ class Lds:
     def _window(self, offset: int, width_b: int) -> _Window:
         window = self._windows.get((offset, width_b))
         if window is None:
-            shadows = (self._data, self._writer, self._reader, self._copier)
+            shadows = (self._data, self._writer, self._reader, self._copier, self._blank)
             window = _Window(*(windows(part, width_b)[offset:] for part in shadows))
             self._windows[offset, width_b] = window
         return window

@@ -104,7 +104,8 @@ class Program:
             num_warps: wavefronts of a workgroup.
             arguments: the kernel's run-time arguments in order. Arrays are pointers and are written in place.
             names: the arguments' names, for messages and traffic.
-            detect_races: watch shared memory for accesses that no barrier orders.
+            detect_races: watch shared memory for accesses that no barrier orders, that a copy under way overlaps, and reads of
+                bytes that nobody has written.
             count: fill the histogram and the traffic of the result.
 
         Raises:

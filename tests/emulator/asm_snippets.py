@@ -86,11 +86,15 @@ def run(
     shared_b: int = 0,
     scratch_b: int = 0,
     grid: tuple[int, int, int] = (1, 1, 1),
+    watched: bool = True,
 ) -> Execution:
-    """Run a body whose arguments are arrays, Python floats (4 bytes) or Python ints (4 bytes)."""
+    """Run a body whose arguments are arrays, Python floats (4 bytes) or Python ints (4 bytes).
+
+    Not ``watched``, it may read shared memory that nobody has written.
+    """
     kinds = ["ptr" if isinstance(a, np.ndarray) else 4 for a in arguments]
     program = Program(kernel_text(body, kinds, arch, scratch_b), shared_b)
-    return program.launch(grid, waves, arguments)
+    return program.launch(grid, waves, arguments, detect_races=watched)
 
 
 def run_lanes(
@@ -102,6 +106,7 @@ def run_lanes(
     exec_mask: int | None = None,
     shared_b: int = 0,
     scratch_b: int = 0,
+    watched: bool = True,
 ) -> list[np.ndarray]:
     """Vector registers ``out`` of one wave as uint32[64] after the body ran on the given source registers.
 
@@ -133,7 +138,10 @@ def run_lanes(
         for i, register in enumerate(out)
     ]
     result = np.zeros((len(out), 64), np.uint32)
-    run("\n".join(lines), [table, result], arch=arch, shared_b=shared_b, scratch_b=scratch_b)
+    run(
+        "\n".join(lines), [table, result],
+        arch=arch, shared_b=shared_b, scratch_b=scratch_b, watched=watched,
+    )  # fmt: skip
     return list(result)
 
 

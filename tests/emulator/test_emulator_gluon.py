@@ -84,8 +84,12 @@ def test_direct_to_lds_loads_need_their_waits(waits: bool) -> None:
     assert re.search(r"\n\tbuffer_load_dwordx4 .* lds", asm)
     if not waits:
         asm = re.sub(r"\n\ts_waitcnt [^\n]*vmcnt[^\n]*", "\n\ts_nop 0", asm)
-    Program(asm, build.metadata.shared).launch((1, 1, 1), 4, [x, out, 5])
+    program = Program(asm, build.metadata.shared)
+    program.launch((1, 1, 1), 4, [x, out, 5], detect_races=False)
     assert np.array_equal(out, x.sum(0)) == waits
+    if not waits:
+        with pytest.raises(EmulatorError, match="which nobody has written"):
+            program.launch((1, 1, 1), 4, [x, out, 5])
 
 
 # ---- decode ---------------------------------------------------------------------------------------------------------

@@ -41,8 +41,8 @@ def test_wide_access(bits: int, registers: int) -> None:
 )  # fmt: skip
 def test_narrow_access(write: str, read: str, model: object) -> None:
     (got,) = run_lanes(
-        f"{write}\n{read}", {2: (4 * LANE).astype(np.uint32), 3: RANDOM[0]}, shared_b=256
-    )
+        f"{write}\n{read}", {2: (4 * LANE).astype(np.uint32), 3: RANDOM[0]}, shared_b=256, watched=False
+    )  # fmt: skip
     want = [model(int(x)) & 0xFFFF_FFFF for x in RANDOM[0]]  # type: ignore[operator]
     np.testing.assert_array_equal(got, want)
 
@@ -100,8 +100,20 @@ def test_uninitialised_shared_memory_is_poisoned_in_every_workgroup() -> None:
     v_mov_b32_e32 v3, s3
     global_store_dword v3, v2, s[20:21]
     """
-    run(body, [target], grid=(2, 1, 1), shared_b=4)
+    run(body, [target], grid=(2, 1, 1), shared_b=4, watched=False)
     assert target.tolist() == [POISON, POISON]
+    with pytest.raises(EmulatorError, match="read of shared memory byte 0, which nobody has written") as error:  # fmt: skip
+        run(body, [target], grid=(2, 1, 1), shared_b=4)
+    assert "workgroup (0, 0, 0), wave 0, pc 2: ds_read_b32 v2, v1" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("write", "byte"),
+    [("ds_write_b16 v2, v3", 2), ("ds_write_b8 v2, v3 offset:1", 0), ("s_mov_b64 exec, 0xff\nds_write_b32 v2, v3\ns_mov_b64 exec, -1", 32)],
+)  # fmt: skip
+def test_the_first_byte_that_nobody_has_written_is_named(write: str, byte: int) -> None:
+    with pytest.raises(EmulatorError, match=f"shared memory byte {byte}, which nobody"):
+        run_lanes(f"{write}\nds_read_b32 v1, v2", {2: (4 * LANE).astype(np.uint32)}, shared_b=256)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +131,12 @@ def test_out_of_bounds(instruction: str) -> None:
 
 
 def races(body: str, waves: int = 2, *, detect: bool = True) -> Execution:
-    """v1 = 4 * lane, v2 = 4 * (work-item), v3 = wave number, s20 = the same."""
+    """v1 = 4 * lane, v2 = 4 * (work-item), v3 = wave number, s20 = the same; shared memory holds zeros."""
 
-    head = "v_and_b32_e32 v1, 63, v0\nv_lshlrev_b32_e32 v1, 2, v1\nv_lshlrev_b32_e32 v2, 2, v0\nv_lshrrev_b32_e32 v3, 6, v0\nv_readfirstlane_b32 s20, v3\n"
+    blank = "".join(f"ds_write_b128 v44, v[40:43] offset:{1024 * i}\n" for i in range(4))
+    zeros = "".join(f"v_mov_b32_e32 v{i}, 0\n" for i in range(40, 44))
+    head = f"{zeros}v_and_b32_e32 v44, 63, v0\nv_lshlrev_b32_e32 v44, 4, v44\n{blank}s_barrier\n"
+    head += "v_and_b32_e32 v1, 63, v0\nv_lshlrev_b32_e32 v1, 2, v1\nv_lshlrev_b32_e32 v2, 2, v0\nv_lshrrev_b32_e32 v3, 6, v0\nv_readfirstlane_b32 s20, v3\n"
     program = Program(kernel_text(head + body, ["ptr"]), 4096)
     return program.launch((2, 1, 1), waves, [np.zeros(1)], detect_races=detect)
 
@@ -199,3 +214,52 @@ def test_a_barrier_forgets_accesses_of_all_kinds(before: str) -> None:
 def test_partial_exec_touches_only_its_lanes() -> None:
     body = "v_cmp_eq_u32_e32 vcc, 0, v3\ns_and_saveexec_b64 s[24:25], vcc\nds_write_b32 v1, v3\ns_mov_b64 exec, s[24:25]\nv_cmp_eq_u32_e32 vcc, 1, v3\ns_and_saveexec_b64 s[24:25], vcc\nds_write_b32 v1, v3 offset:256"
     assert races(body).races == ()
+
+
+COPY = """
+s_load_dwordx4 s[20:23], s[0:1], 0x0
+s_waitcnt lgkmcnt(0)
+s_mov_b32 s24, s20
+s_mov_b32 s25, s21
+s_movk_i32 s26, 0x100
+s_mov_b32 s27, 0x27000
+v_and_b32_e32 v1, 63, v0
+v_lshlrev_b32_e32 v1, 2, v1
+v_lshrrev_b32_e32 v3, 6, v0
+v_readfirstlane_b32 s28, v3
+s_lshl_b32 s28, s28, 8
+s_mov_b32 m0, s28
+v_add_u32_e32 v2, s28, v1
+ds_write_b32 v2, v1
+{before}
+buffer_load_dword v1, s[24:27], 0 offen lds
+{after}
+"""
+
+
+def copied(before: str, after: str, waves: int = 1) -> Execution:
+    """Each wave copies 256 B to its own part of shared memory, which it has written before; v2: its lanes' bytes."""
+    body = COPY.format(before=before, after=after)
+    return run(body, [np.zeros(64, np.uint32)] * 2, arch="gfx950", waves=waves, shared_b=512)
+
+
+def test_what_touches_a_copy_under_way_races_with_it() -> None:
+    waited = "s_waitcnt vmcnt(0)\n"
+    for access in ("ds_read_b32 v4, v2", "ds_write_b32 v2, v1"):
+        assert copied("", waited + access).races == ()
+        (race,) = copied("", access).races
+        assert (race.wave, race.other, race.byte, race.under_way) == (0, 0, 0, True)
+    assert str(race) == (
+        "wave 0 touches shared memory byte 0 while a copy of wave 0 into it is under way: write by `ds_write_b32 v2, v1`"
+    )
+    (race,) = copied("", "buffer_load_dword v1, s[24:27], 0 offen lds").races
+    assert race.under_way
+    assert copied("", waited + "buffer_load_dword v1, s[24:27], 0 offen lds").races == ()
+
+
+def test_a_copy_is_checked_when_it_is_issued() -> None:
+    """It may write at once, so what another wave has read since the barrier conflicts, whenever it lands."""
+    other = "v_xor_b32_e32 v5, 0x100, v2\nds_read_b32 v4, v5\n"
+    assert copied("s_barrier\n" + other + "s_barrier", "", waves=2).races == ()
+    found = copied("s_barrier\n" + other, "s_waitcnt vmcnt(0)", waves=2).races
+    assert {(r.wave, r.other, r.access, r.under_way) for r in found} >= {(0, 1, "write", False), (1, 0, "write", False)}  # fmt: skip

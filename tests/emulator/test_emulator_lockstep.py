@@ -34,10 +34,15 @@ s_lshl_b32 s26, s21, 2
 
 
 def launch(
-    body: str, arguments: Sequence[Any], *, arch: str = "gfx942", shared_b: int = 4096
+    body: str,
+    arguments: Sequence[Any],
+    *,
+    arch: str = "gfx942",
+    shared_b: int = 4096,
+    watched: bool = True,
 ) -> Execution:
     program = Program(kernel_text(HEAD + body, ["ptr"] * len(arguments), arch), shared_b)
-    return program.launch((WORKGROUPS, 1, 1), WAVES, arguments)
+    return program.launch((WORKGROUPS, 1, 1), WAVES, arguments, detect_races=watched)
 
 
 def dump(values: Sequence[str]) -> str:
@@ -394,7 +399,7 @@ def test_the_first_offending_wave_is_named() -> None:
 
 def test_shared_memory_ends_where_the_workgroup_s_own_ends() -> None:
     with pytest.raises(EmulatorError, match="bytes up to 260 of 256") as error:
-        launch("s_lshl_b32 s5, s21, 2\ns_sub_u32 s5, s5, 8\ns_max_i32 s5, s5, 0\nv_add_u32_e32 v3, s5, v1\nds_read_b32 v4, v3", [np.zeros(1)] * 2, shared_b=256)  # fmt: skip
+        launch("s_lshl_b32 s5, s21, 2\ns_sub_u32 s5, s5, 8\ns_max_i32 s5, s5, 0\nv_add_u32_e32 v3, s5, v1\nds_read_b32 v4, v3", [np.zeros(1)] * 2, shared_b=256, watched=False)  # fmt: skip
     assert "workgroup (0, 0, 0), wave 3" in str(error.value)
 
 
@@ -430,7 +435,7 @@ def test_a_wait_lands_only_the_loads_of_its_own_wave(partial: bool, both: Any) -
     out = np.zeros((n, 64), np.uint32)
     before = "s_mov_b64 exec, 0xfff" if partial else ""
     body = DIRECT.format(before=before).replace("ds_read", "s_mov_b64 exec, -1\nds_read")
-    execution = both(lambda: launch(body, [source, out], shared_b=1024))
+    execution = both(lambda: launch(body, [source, out], shared_b=1024, watched=False))
     landed = waits[:, None].astype(bool) & ((12 if partial else 64) > LANE)
     np.testing.assert_array_equal(out, np.where(landed, source[64:], 0xA5A5_A5A5))
     moved = 4 * n * (12 if partial else 64)

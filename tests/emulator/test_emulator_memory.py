@@ -215,7 +215,7 @@ def test_direct_to_lds_loads_land_when_they_are_waited_for(waited: bool) -> None
     global_store_dword v1, v4, s[22:23]
     """
     )
-    run(body, [source, target], shared_b=1024)
+    run(body, [source, target], shared_b=1024, watched=False)
     assert (target == source).all() if waited else (target == 0xA5A5_A5A5).all()
 
 
@@ -237,7 +237,7 @@ def test_a_wait_lands_the_oldest_loads(keep: int, landed: int) -> None:
     global_store_dword v1, v5, s[22:23] offset:256
     """
     )
-    run(body, [source, target], shared_b=512)
+    run(body, [source, target], shared_b=512, watched=False)
     for i in range(2):
         got = target[64 * i : 64 * i + 64]
         assert (got == source).all() if i < landed else (got == 0xA5A5_A5A5).all()
