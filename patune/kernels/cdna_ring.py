@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.amd.cdna4 import async_copy
 from patune.kernels.cdna_layouts import channels_in_lanes, column_token
 from patune.kernels.cdna_loads import tile_offset
 
-PAGES_HELD = gl.constexpr(64)  # tiles whose pages are looked up at a time: one per lane
+PAGES_HELD = gl.constexpr(32)  # tiles whose pages are looked up at a time, which empties the ring
 
 
 @gluon.constexpr_function
@@ -90,7 +90,7 @@ def value_offsets(
 
 @gluon.constexpr_function
 def page_lanes(WARPS):
-    """Layout of PAGES_HELD page numbers: one per lane, every warp has all."""
+    """Layout of PAGES_HELD page numbers: one per lane, each half of a warp has all."""
     return gl.BlockedLayout([1], [64], [WARPS], [0])
 
 
