@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import patune.kernels
+from patune.kernels.knobs import CdnaKnobs
 from patune.kernels.plan import plan_decode
+from patune.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -269,6 +271,11 @@ CDNA = (
 
 
 MUTANTS = SHARED + HOPPER + CDNA
+# Every CDNA mutant shows here: windowed, several query tokens, sinks, pages smaller than a tile, two splits; and what it asks for besides.
+CDNA_PROBLEM = Problem(block_size=16, head_dim=64, qg=4, query_length=2, windowed=True, sinks=True)
+CDNA_KNOBS = CdnaKnobs(
+    partition_tokens=64, num_splits=2, num_stages=1, num_warps=2, reduce_chunk=8, reduce_warps=1
+)
 
 
 def mutants_of(family: str) -> list[Mutant]:

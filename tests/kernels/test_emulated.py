@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from mutants import mutants_of, plant
+from mutants import CDNA_KNOBS, CDNA_PROBLEM, mutants_of, plant
 
 from patune.kernels.feasibility import is_feasible
 from patune.kernels.knobs import CdnaKnobs
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from patune.tuner.gate import GateReport, Plan
 
 pytestmark = pytest.mark.slow
-# Every mutant shows here: windowed, several query tokens, sinks, pages smaller than a tile, two splits.
-PROBLEM = Problem(block_size=16, head_dim=64, qg=4, query_length=2, windowed=True, sinks=True)
-KNOBS = CdnaKnobs(
-    partition_tokens=64, num_splits=2, num_stages=1, num_warps=2, reduce_chunk=8, reduce_warps=1
-)
 
 
 def gate(problem: Problem, knobs: CdnaKnobs, arch: str, plan: Plan | None = None) -> GateReport:
@@ -38,7 +33,7 @@ def gate(problem: Problem, knobs: CdnaKnobs, arch: str, plan: Plan | None = None
 
 def posed(mutant: Mutant) -> tuple[Problem, CdnaKnobs]:
     """The problem and knobs on which a mutant shows."""
-    return replace(PROBLEM, **mutant.problem), replace(KNOBS, **mutant.knobs)
+    return replace(CDNA_PROBLEM, **mutant.problem), replace(CDNA_KNOBS, **mutant.knobs)
 
 
 SETTINGS = dict.fromkeys((*posed(mutant), mutant.cdna_arch) for mutant in mutants_of("cdna_mfma"))
