@@ -27,7 +27,7 @@ PLAIN_VARIANT: dict[str, object] = {  # fields of a key that go unsaid when they
 LOOKUP_KV_HEADS = 8  # patune.lookup's own default
 KNOB_LETTERS = {"partition_tokens": "p", "num_splits": "s", "num_stages": "st", "num_warps": "w"}
 KNOBS_LEGEND = {
-    "emulated": "knobs: p partition tokens, s splits, st stages, w warps, eu waves/EU, r reduce chunk x warps",
+    "emulated": "knobs: p partition tokens, s splits, st stages, w warps, eu waves/EU, m MFMA rows, rows per program, ring in LDS, cg loads, r reduce chunk x warps",
     "measured": "knobs: p tokens, s splits, st stages, w warps, reg maxnreg, pk0 probs by token, pdl0 launches in turn, r reduce chunk x warps",
 }
 SCORE_LEGEND = {
@@ -81,6 +81,14 @@ def knobs_text(knobs: Mapping[str, Any]) -> str:
     words = [f"{letters}{knobs[name]}" for name, letters in KNOB_LETTERS.items()]
     if knobs.get("waves_per_eu"):
         words.append(f"eu{knobs['waves_per_eu']}")
+    if knobs.get("mfma_rows", 16) != 16:
+        words.append(f"m{knobs['mfma_rows']}")
+    if knobs.get("program_rows"):
+        words.append(f"rows{knobs['program_rows']}")
+    if knobs.get("lds_ring"):
+        words.append("ring")
+    if knobs.get("cache_modifier"):
+        words.append(knobs["cache_modifier"].lstrip("."))
     if knobs.get("maxnreg"):
         words.append(f"reg{knobs['maxnreg']}")
     if knobs.get("probs_k_major") is False:

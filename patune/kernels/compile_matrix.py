@@ -65,8 +65,11 @@ class CompileCase:
 
 
 def _problems() -> Iterator[Problem]:
-    """Every layout, page kind and shape; windows where defaults differ by page, and on page 64 every variant."""
-    for layout, page in itertools.product(("aiter", "nhd", "hnd"), (16, 64, 1024)):
+    """Every layout, page kind and shape; windows where defaults differ by page, and on page 64 every variant.
+
+    Not nhd: it differs from hnd in run-time strides only.
+    """
+    for layout, page in itertools.product(("aiter", "hnd"), (16, 64, 1024)):
         for head_dim, qg, query_length in SHAPES:
             base = Problem(
                 block_size=page,
@@ -84,15 +87,18 @@ def _problems() -> Iterator[Problem]:
 
 
 def _more_problems() -> Iterator[Problem]:
-    """What only one family computes so far: 5-D values, head_dim 256, soft-capped scores, many query tokens, and fp8 caches in both maths."""
-    for layout, page in itertools.product(("aiter", "aiter_5d", "hnd"), (16, 64, 1024)):
+    """5-D values, head_dim 256, soft-capped scores, many query tokens, and fp8 caches of both flavours in both maths."""
+    layouts, pages = ("aiter", "aiter_5d", "hnd"), (16, 64, 1024)
+    for layout, page in itertools.product(layouts, pages):
         base = Problem(block_size=page, head_dim=128, qg=8, kv_layout=layout)
         yield replace(base, softcap=True)
         yield replace(base, head_dim=256)
-        fp8 = replace(base, kv_dtype="fp8_e4m3fn", kv_quant="per_tensor")
+    for layout, page, dtype in itertools.product(layouts, pages, ("fp8_e4m3fn", "fp8_e4m3fnuz")):
+        base = Problem(block_size=page, head_dim=128, qg=8, kv_layout=layout)
+        fp8 = replace(base, kv_dtype=dtype, kv_quant="per_tensor")
         yield from (fp8, replace(fp8, fp8_math=True))
         yield replace(fp8, kv_quant="per_token", windowed=True, sinks=True, query_length=4)
-        yield replace(fp8, query_dtype="fp8_e4m3fn", fp8_math=True, kv_quant="per_token")
+        yield replace(fp8, query_dtype=dtype, fp8_math=True, kv_quant="per_token")
         yield replace(fp8, head_dim=256 if page == 16 else 64)
     yield Problem(block_size=64, head_dim=128, qg=4, query_length=16, kv_layout="hnd")
     # 64 rows of 256 channels spill 40 B at least: they compute, but no default of theirs would pass the check
@@ -104,6 +110,9 @@ def _variants(problem: Problem, target: Target) -> Iterator[Knobs]:
     split = default_knobs(problem, FEW_WALKS, target)
     yield split
     yield default_knobs(problem, replace(FEW_WALKS, batch=128), target)
+    if isinstance(split, CdnaKnobs) and problem.rows > 32:
+        yield replace(split, mfma_rows=32)
+        yield replace(split, program_rows=16)
     if problem.head_dim != 128 or problem.qg != 8 or problem.softcap or problem.kv_itemsize == 1:
         return
     if problem.windowed and problem.block_size == 1024:
@@ -115,6 +124,14 @@ def _variants(problem: Problem, target: Target) -> Iterator[Knobs]:
         yield replace(split, maxnreg=128)
     if isinstance(split, CdnaKnobs):
         yield replace(split, waves_per_eu=2)
+        yield replace(split, num_stages=3, cache_modifier=".cg")
+        yield replace(split, lds_ring=True, num_stages=3, num_warps=2, partition_tokens=64)
+
+
+def _left_to_the_other(problem: Problem, arch: str) -> bool:
+    """Whether a problem is compiled for the other CDNA architecture only: they share a kernel, so they take turns."""
+    on_gfx950 = problem.block_size == 1024 or problem.kv_layout == "aiter_5d"
+    return arch == ("gfx942" if on_gfx950 else "gfx950")
 
 
 def compile_matrix() -> list[CompileCase]:
@@ -123,7 +140,7 @@ def compile_matrix() -> list[CompileCase]:
     for arch in ARCHS:
         target = Target.named(arch)
         for problem in _problems():
-            if unsupported(problem, target):
+            if unsupported(problem, target) or _left_to_the_other(problem, arch):
                 continue
             for knobs in dict.fromkeys(_variants(problem, target)):
                 if is_feasible(knobs, problem, target) is None:

@@ -62,10 +62,8 @@ def knob_choices(
 def _possible(name: str, value: Any, problem: Problem, target: Target) -> bool:
     """Whether some knobs with this value are feasible, as far as one knob alone can tell."""
     match name:
-        case "query_tokens":
-            return value == 0 or (
-                value < problem.query_length and problem.query_length % value == 0
-            )
+        case "program_rows":
+            return bool(value < problem.rows)
         case "mfma_rows":
             return value == 16 or problem.rows > 16
         case "lds_ring":

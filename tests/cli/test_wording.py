@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,8 @@ def test_knobs_that_do_nothing_are_left_out() -> None:
     assert wording.knobs_text(knobs_to_dict(one_shot)) == "p128 s1 st2 w4"
     split = CdnaKnobs(num_splits=16, waves_per_eu=2, **tile)
     assert wording.knobs_text(knobs_to_dict(split)) == "p128 s16 st2 w4 eu2 r16x4"
+    rare = replace(one_shot, mfma_rows=32, program_rows=32, lds_ring=True, cache_modifier=".cg")
+    assert wording.knobs_text(knobs_to_dict(rare)) == "p128 s1 st2 w4 m32 rows32 ring cg"
     hopper = HopperKnobs(num_splits=4, maxnreg=128, probs_k_major=False, **tile)
     assert wording.knobs_text(knobs_to_dict(hopper)) == "p128 s4 st2 w4 reg128 pk0 r16x4"
     in_turn = HopperKnobs(num_splits=4, overlap_launch=False, **tile)
