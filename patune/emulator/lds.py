@@ -373,7 +373,7 @@ class Lds:
         window = self._windows.get((offset, width_b))
         if window is None:
             shadows = (self._data, self._writer, self._reader, self._copier, self._blank)
-            window = _Window(*(windows(part, width_b)[offset:] for part in shadows))
+            window = _Window(*(windows(part.view(np.uint8), width_b)[offset:] for part in shadows))
             self._windows[offset, width_b] = window
         return window
 

@@ -19,6 +19,7 @@ from patune.emulator.salu import BRANCHES, build_condition, build_scalar
 from patune.emulator.sources import Context, nothing
 from patune.emulator.valu_dispatch import build_vector
 from patune.emulator.vmem import build_scalar_load, build_vector_memory, build_wait, track_pending
+from patune.emulator.waits import check_waits
 from patune.errors import EmulatorError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from patune.emulator.waves import Waves
 
 
+_ENDS = ("s_barrier", "s_endpgm")  # of a block, besides branches
 Successors = Callable[["Waves"], Sequence[tuple[int, int]]]
 
 
@@ -72,7 +74,8 @@ class Program:
         plan: register views that the steps use.
 
     Raises:
-        EmulatorError: an instruction or a modifier that nobody has verified. Nothing is guessed.
+        EmulatorError: an instruction or a modifier that nobody has verified (nothing is guessed), or one that uses a
+            register which an outstanding load may still write.
     """
 
     def __init__(self, asm: str, shared_bytes: int) -> None:
@@ -123,7 +126,7 @@ class Program:
 
     def _build(self, body: list[str]) -> tuple[Block, ...]:
         """Cut the text at labels, branches, barriers and ends, and build each piece."""
-        pieces: list[list[str]] = [[]]
+        pieces: list[list[Instruction]] = [[]]
         label_at: dict[str, int] = {}
         for line in body:
             if line.endswith(":"):
@@ -131,20 +134,22 @@ class Program:
                     pieces.append([])
                 label_at[line[:-1]] = len(pieces) - 1
                 continue
-            pieces[-1].append(line)
-            word = line.split(" ", 1)[0]
-            if word in BRANCHES or word in ("s_barrier", "s_endpgm"):
+            instruction = Instruction(line)
+            pieces[-1].append(instruction)
+            if instruction.mnemonic in BRANCHES or instruction.mnemonic in _ENDS:
                 pieces.append([])
         blocks, pc = [], 0
         for index, piece in enumerate(pieces):
             blocks.append(self._block(piece, index, pc, label_at))
             pc += len(piece)
+        check_waits(pieces, label_at)
         return tuple(blocks)
 
-    def _block(self, piece: list[str], index: int, first: int, label_at: dict[str, int]) -> Block:
-        instructions = [Instruction(line) for line in piece]
+    def _block(
+        self, instructions: list[Instruction], index: int, first: int, label_at: dict[str, int]
+    ) -> Block:
         last = instructions[-1].mnemonic if instructions else ""
-        ends = last in BRANCHES or last in ("s_barrier", "s_endpgm")
+        ends = last in BRANCHES or last in _ENDS
         done = [self._step(i) for i in (instructions[:-1] if ends else instructions)]
         steps = [(step, first + pc) for pc, step in enumerate(done) if step is not nothing]
         return Block(

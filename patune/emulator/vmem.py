@@ -1,7 +1,7 @@
 """Vector memory: global and buffer loads and stores, scratch (register spills), scalar loads, and s_waitcnt.
 
-Ordinary waits are the compiler's duty and are not modelled: a load has its value at once. Direct-to-LDS loads are the
-programmer's duty in Gluon, so they land as late as they may: when an ``s_waitcnt vmcnt`` forces them.
+A load to registers has its values at once; that the program waits for them is checked in its text, in
+:mod:`patune.emulator.waits`. Direct-to-LDS loads land as late as they may: when an ``s_waitcnt vmcnt`` forces them.
 """
 
 from __future__ import annotations

@@ -131,6 +131,7 @@ def run_lanes(
             f"s_mov_b32 exec_hi, {exec_mask >> 32:#x}",
         ]
     lines.append(body)
+    lines.append("s_waitcnt vmcnt(0) lgkmcnt(0)")
     if exec_mask is not None:
         lines.append("s_mov_b64 exec, -1")
     lines += [

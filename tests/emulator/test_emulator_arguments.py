@@ -11,7 +11,7 @@ from patune.errors import EmulatorError
 
 STORE = (
     LOAD_ADDRESSES.format(shift=2)
-    + "global_load_dword v4, v1, s[20:21]\nglobal_store_dword v1, v4, s[22:23]"
+    + "global_load_dword v4, v1, s[20:21]\ns_waitcnt vmcnt(0)\nglobal_store_dword v1, v4, s[22:23]"
 )
 
 
@@ -82,6 +82,7 @@ def test_scalar_base_before_the_array(shift: int) -> None:
     s_subb_u32 s21, s21, 0
     v_add_u32_e32 v2, {shift}, v1
     global_load_dword v4, v2, s[20:21]
+    s_waitcnt vmcnt(0)
     global_store_dword v1, v4, s[22:23]
     """
     )
@@ -106,6 +107,7 @@ def test_lanes_of_one_access_may_reach_different_arrays() -> None:
     v_cndmask_b32_e32 v4, v4, v6, vcc
     v_cndmask_b32_e32 v5, v5, v7, vcc
     global_load_dword v8, v[4:5], off
+    s_waitcnt vmcnt(0)
     v_add_u32_e32 v8, 0x3e8, v8
     global_store_dword v[4:5], v8, off
     """

@@ -100,6 +100,7 @@ def test_counts_of_a_launch() -> None:
 def test_launch_order_and_workgroup_numbers() -> None:
     body = """
     s_load_dwordx2 s[20:21], s[0:1], 0x0
+    s_waitcnt lgkmcnt(0)
     s_mul_i32 s5, s4, 6
     s_mul_i32 s6, s3, 3
     s_add_u32 s5, s5, s6

@@ -93,18 +93,20 @@ def test_uninitialised_shared_memory_is_poisoned_in_every_workgroup() -> None:
     target = np.zeros(2, np.uint32)
     body = """
     s_load_dwordx2 s[20:21], s[0:1], 0x0
+    s_waitcnt lgkmcnt(0)
     v_mov_b32_e32 v1, 0
     ds_read_b32 v2, v1
     ds_write_b32 v1, v1
     s_lshl_b32 s3, s2, 2
     v_mov_b32_e32 v3, s3
+    s_waitcnt lgkmcnt(0)
     global_store_dword v3, v2, s[20:21]
     """
     run(body, [target], grid=(2, 1, 1), shared_b=4, watched=False)
     assert target.tolist() == [POISON, POISON]
     with pytest.raises(EmulatorError, match="read of shared memory byte 0, which nobody has written") as error:  # fmt: skip
         run(body, [target], grid=(2, 1, 1), shared_b=4)
-    assert "workgroup (0, 0, 0), wave 0, pc 2: ds_read_b32 v2, v1" in str(error.value)
+    assert "workgroup (0, 0, 0), wave 0, pc 3: ds_read_b32 v2, v1" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,8 @@ def races(body: str, waves: int = 2, *, detect: bool = True) -> Execution:
     zeros = "".join(f"v_mov_b32_e32 v{i}, 0\n" for i in range(40, 44))
     head = f"{zeros}v_and_b32_e32 v44, 63, v0\nv_lshlrev_b32_e32 v44, 4, v44\n{blank}s_barrier\n"
     head += "v_and_b32_e32 v1, 63, v0\nv_lshlrev_b32_e32 v1, 2, v1\nv_lshlrev_b32_e32 v2, 2, v0\nv_lshrrev_b32_e32 v3, 6, v0\nv_readfirstlane_b32 s20, v3\n"
-    program = Program(kernel_text(head + body, ["ptr"]), 4096)
+    text = (head + body).replace("s_barrier", "s_waitcnt lgkmcnt(0)\ns_barrier")
+    program = Program(kernel_text(text, ["ptr"]), 4096)
     return program.launch((2, 1, 1), waves, [np.zeros(1)], detect_races=detect)
 
 
@@ -240,6 +243,7 @@ buffer_load_dword v1, s[24:27], 0 offen lds
 def copied(before: str, after: str, waves: int = 1) -> Execution:
     """Each wave copies 256 B to its own part of shared memory, which it has written before; v2: its lanes' bytes."""
     body = COPY.format(before=before, after=after)
+    body = body.replace("s_barrier", "s_waitcnt lgkmcnt(0)\ns_barrier")
     return run(body, [np.zeros(64, np.uint32)] * 2, arch="gfx950", waves=waves, shared_b=512)
 
 

@@ -23,6 +23,7 @@ WORKGROUPS = 5
 # s20 = wave, s21 = number of the wave in the launch, s[22:23] = first argument, s[24:25] = second, v1 = 4 * lane
 HEAD = f"""
 s_load_dwordx4 s[22:25], s[0:1], 0x0
+s_waitcnt lgkmcnt(0)
 v_lshrrev_b32_e32 v2, 6, v0
 v_readfirstlane_b32 s20, v2
 s_mul_i32 s21, s2, {WAVES}
@@ -116,6 +117,7 @@ def test_regular_sets_are_one_slice() -> None:
 
 LOOP = """
 s_load_dword s5, s[22:23], s26
+s_waitcnt lgkmcnt(0)
 s_mov_b32 s6, 0
 s_mov_b32 s7, 0
 s_cmp_eq_u32 s5, 0
@@ -151,7 +153,7 @@ def test_waves_of_different_trip_counts(seed: int, both: Any) -> None:
     execution = both(lambda: launch(LOOP, [trips, out]))
     np.testing.assert_array_equal(out, [sum(i if i % 2 else 2 * i for i in range(t)) for t in trips])  # fmt: skip
     odd, even = trips // 2, (trips + 1) // 2
-    before, after = len(HEAD.strip().splitlines()) + 5, 4
+    before, after = len(HEAD.strip().splitlines()) + 6, 4
     per_wave = before + odd * 4 + even * 6 + trips * 3 + after
     assert execution.slots_per_workgroup == per_wave.reshape(-1, WAVES).sum(axis=1).tolist()
     assert execution.wave_instructions == per_wave.sum()
@@ -186,6 +188,7 @@ def test_buffers_of_changing_sets_of_waves(seed: int) -> None:
     n = WAVES * WORKGROUPS
     body = f"""
     s_load_dword s5, s[22:23], s26
+    s_waitcnt lgkmcnt(0)
     s_mov_b64 s[28:29], s[22:23]
     s_mov_b32 s30, 0x1000
     s_mov_b32 s31, 0x27000
@@ -197,6 +200,7 @@ def test_buffers_of_changing_sets_of_waves(seed: int) -> None:
     s_cbranch_scc0 .LNEXT
     v_mov_b32_e32 v3, s26
     buffer_load_dword v5, v3, s[28:31], 0 offen offset:{4 * n}
+    s_waitcnt vmcnt(0)
     v_add_u32_e32 v4, v4, v5
     .LNEXT:
     s_add_u32 s6, s6, 1
@@ -216,6 +220,7 @@ def test_buffers_of_changing_sets_of_waves(seed: int) -> None:
 
 ROUNDS = """
 s_load_dword s5, s[22:23], s26
+s_waitcnt lgkmcnt(0)
 s_mov_b32 s6, 0
 v_mov_b32_e32 v7, 0
 .LLOOP:
@@ -225,18 +230,22 @@ s_lshl_b32 s8, s20, 2
 v_mov_b32_e32 v3, s8
 v_add_u32_e32 v4, s6, v0
 ds_write_b32 v3, v4
+s_waitcnt lgkmcnt(0)
 s_barrier
 s_cmp_eq_u32 s20, 0
 s_cbranch_scc0 .LOTHERS
 v_mov_b32_e32 v6, 0
 ds_read_b32 v5, v6 offset:4
+s_waitcnt lgkmcnt(0)
 v_add_u32_e32 v7, v7, v5
 s_branch .LJOIN
 .LOTHERS:
 v_mov_b32_e32 v6, 0
 ds_read_b32 v5, v6
+s_waitcnt lgkmcnt(0)
 v_add_u32_e32 v7, v7, v5
 .LJOIN:
+s_waitcnt lgkmcnt(0)
 s_barrier
 s_add_u32 s6, s6, 1
 s_branch .LLOOP
@@ -272,6 +281,7 @@ def test_barriers_after_some_waves_have_ended(both: Any) -> None:
 DUMPED = 12  # words of each wave
 ISOLATION = f"""
 s_load_dword s5, s[22:23], s26
+s_waitcnt lgkmcnt(0)
 s_add_u32 s30, s21, 0x100
 s_mov_b32 s31, 0x77
 s_mov_b64 s[32:33], 0x55
@@ -309,6 +319,7 @@ s_mov_b64 exec, -1
 v_cvt_pk_fp8_f32 v16, v15, v15
 ds_read_b32 v17, v12
 scratch_load_dword v18, off, off
+s_waitcnt vmcnt(0) lgkmcnt(0)
 v_accvgpr_read_b32 v19, a1
 s_mul_i32 s38, s21, {4 * DUMPED}
 v_mov_b32_e32 v20, s38
@@ -343,6 +354,7 @@ def test_every_workgroup_starts_fresh(both: Any) -> None:
     v_cvt_pk_fp8_f32 v16, v15, v15
     v_and_b32_e32 v16, 0xff, v16
     scratch_load_dword v18, off, off
+s_waitcnt vmcnt(0) lgkmcnt(0)
     s_mul_i32 s38, s21, 16
     v_mov_b32_e32 v20, s38
     {dump(["v16", "v18", "v40", "s70"])}
@@ -362,6 +374,7 @@ def test_every_workgroup_starts_fresh(both: Any) -> None:
 def test_what_ignores_exec_still_leaves_other_waves_alone(name: str) -> None:
     body = f"""
     s_load_dword s5, s[22:23], s26
+    s_waitcnt lgkmcnt(0)
     v_mov_b32_e32 v10, 0x3c003c00
     v_mov_b32_e32 v11, 0x40004000
     v_mov_b32_e32 v12, 7
@@ -394,7 +407,7 @@ def test_the_first_offending_wave_is_named() -> None:
     """
     with pytest.raises(EmulatorError, match=r"argument0\[4096\.\.4100\] of 256 bytes") as error:
         launch(body, [np.zeros(64, np.uint32), np.zeros(1)])
-    assert "workgroup (1, 0, 0), wave 3, pc 11: global_load_dword v4" in str(error.value)
+    assert "workgroup (1, 0, 0), wave 3, pc 12: global_load_dword v4" in str(error.value)
 
 
 def test_shared_memory_ends_where_the_workgroup_s_own_ends() -> None:
@@ -405,6 +418,7 @@ def test_shared_memory_ends_where_the_workgroup_s_own_ends() -> None:
 
 DIRECT = """
 s_load_dword s5, s[22:23], s26
+s_waitcnt lgkmcnt(0)
 s_add_u32 s28, s22, 0x100
 s_addc_u32 s29, s23, 0
 s_mov_b32 s30, 256
@@ -419,6 +433,7 @@ s_cbranch_scc1 .LSKIP
 s_waitcnt vmcnt(0)
 .LSKIP:
 ds_read_b32 v4, v12
+s_waitcnt lgkmcnt(0)
 s_lshl_b32 s35, s21, 8
 v_add_u32_e32 v5, s35, v1
 global_store_dword v5, v4, s[24:25]
@@ -458,6 +473,7 @@ def test_spills_with_offsets_that_differ_between_waves(both: Any) -> None:
     scratch_store_dword off, v2, off offset:8
     scratch_store_dword off, v3, s5
     scratch_load_dword v4, off, off offset:8
+    s_waitcnt vmcnt(0)
     v_mov_b32_e32 v20, s26
     {dump(["v4"])}
     """

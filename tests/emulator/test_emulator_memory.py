@@ -55,6 +55,7 @@ def test_global_access_with_64_bit_addresses_and_negative_offset() -> None:
     v_addc_co_u32_e32 v3, vcc, 0, v3, vcc
     v_lshl_add_u64 v[2:3], v[2:3], 0, 16
     global_load_dword v4, v[2:3], off offset:-16
+    s_waitcnt vmcnt(0)
     v_xor_b32_e32 v1, 4, v1
     global_store_dword v1, v4, s[22:23]
     """
@@ -107,11 +108,13 @@ def test_inactive_lanes_neither_load_nor_store() -> None:
     v_cndmask_b32_e64 v5, -1, v1, vcc
     s_and_saveexec_b64 s[24:25], vcc
     global_load_dword v4, v5, s[20:21]
+    s_waitcnt vmcnt(0)
     global_store_dword v5, v4, s[22:23]
     s_mov_b64 exec, s[24:25]
     v_cmp_gt_u32_e32 vcc, 0, v0
     s_and_saveexec_b64 s[24:25], vcc
     global_load_dword v4, v5, s[20:21]
+    s_waitcnt vmcnt(0)
     global_store_dword v5, v4, s[22:23]
     """
     )
@@ -142,6 +145,7 @@ def test_buffer_loads_beyond_the_descriptor_read_zero() -> None:
     v_bfrev_b32_e32 v2, 1
     v_cndmask_b32_e32 v2, v1, v2, vcc
     buffer_load_dword v4, v2, s[24:27], s28 offen offset:8
+    s_waitcnt vmcnt(0)
     global_store_dword v1, v4, s[22:23]
     """
     )
@@ -212,6 +216,7 @@ def test_direct_to_lds_loads_land_when_they_are_waited_for(waited: bool) -> None
     buffer_load_dword v1, s[24:27], 0 offen lds
     {wait}
     ds_read_b32 v4, v1 offset:512
+    s_waitcnt lgkmcnt(0)
     global_store_dword v1, v4, s[22:23]
     """
     )
@@ -233,6 +238,7 @@ def test_a_wait_lands_the_oldest_loads(keep: int, landed: int) -> None:
     buffer_load_dword v1, s[24:27], 0 offen lds
     s_waitcnt vmcnt({keep}) lgkmcnt(0)
     ds_read2st64_b32 v[4:5], v1 offset1:1
+    s_waitcnt lgkmcnt(0)
     global_store_dword v1, v4, s[22:23]
     global_store_dword v1, v5, s[22:23] offset:256
     """
@@ -281,7 +287,9 @@ def test_scalar_loads_and_argument_slots() -> None:
     s_load_dwordx4 s[20:23], s[0:1], 0x0
     s_load_dword s24, s[0:1], 0x10
     s_load_dwordx2 s[26:27], s[0:1], 0x18
+    s_waitcnt lgkmcnt(0)
     s_load_dword s25, s[20:21], s24 offset:0x8
+    s_waitcnt lgkmcnt(0)
     v_mov_b32_e32 v1, s25
     v_mov_b32_e32 v2, s26
     v_mov_b32_e32 v3, s27
