@@ -3,8 +3,8 @@
     S[W, N, TW] = Q[W, N, D] K^T[W, D, TW]      P = online softmax along TW      O[W, N, D] += P V[W, TW, D]
 
 The leading axis is the warp: warp w owns tokens [w * TW, (w + 1) * TW) of a tile (TW = TILE / WARPS) and runs its own online softmax, so
-the loop has no cross-warp work and no LDS; the warps are merged once at the end. Every layout of the cache loads in 16-byte vectors and
-nothing is exchanged between lanes but the row maximum: which column carries which token, and which channel, is chosen so that a product's
+the loop has no cross-warp work and no LDS; the warps are merged once at the end. Every layout of the cache loads in vectors (16 bytes, or 8 where a lane's
+share of a tile is that short) and nothing is exchanged between lanes but the row maximum: which column carries which token, and which channel, is chosen so that a product's
 result is the next one's operand (cdna_layouts.py).
 
 query [batch * QUERY_LENGTH, q_heads, D] bf16/fp16/fp8; key [pages, kv_heads, D/x, BLOCK_SIZE, x] with value [pages, kv_heads, D, BLOCK_SIZE]
