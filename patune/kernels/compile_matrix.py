@@ -129,7 +129,14 @@ def _variants(problem: Problem, target: Target) -> Iterator[Knobs]:
 
 
 def _left_to_the_other(problem: Problem, arch: str) -> bool:
-    """Whether a problem is compiled for the other CDNA architecture only: they share a kernel, so they take turns."""
+    """Whether a problem is compiled for the other CDNA architecture only: they share a kernel, so they take turns.
+
+    Pages of 64 tokens are one of the other two kinds to that kernel, smaller than a tile or not: only what has no other page is compiled.
+    """
+    if arch == "sm_90":
+        return False
+    if problem.block_size == 64 and (problem.kv_dtype != "fp16" and problem.query_length < 16):
+        return True
     on_gfx950 = problem.block_size == 1024 or problem.kv_layout == "aiter_5d"
     return arch == ("gfx942" if on_gfx950 else "gfx950")
 
