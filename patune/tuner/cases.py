@@ -21,9 +21,7 @@ LONGEST_ON_DEVICE = 3000  # tokens
 EMULATED_BUDGET = (
     6144  # tokens walked per gate: the emulator takes about 0.03 s per 1024 on one core
 )
-RING_PAGES = (
-    64  # tiles of a split whose pages the LDS ring looks up at a time (cdna_ring.PAGES_HELD)
-)
+RING_PAGES = 32  # tiles whose pages the LDS ring looks up at a time (cdna_ring.PAGES_HELD)
 DEEP_SPLITS = 2
 # Rounds of a split besides num_stages, so that every ring comes round: page numbers of 16 tiles are held, 8 of them ahead of their copy
 # (hopper_copy.PAGE_SLOTS, PAGES_AHEAD), which is num_stages - 1 ahead of the products.
