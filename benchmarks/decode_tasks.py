@@ -19,9 +19,9 @@ from patune.kernels.knobs import knobs_from_dict
 from patune.kernels.reference import reference_decode
 from patune.problem import Problem, Workload
 from patune.target import Target, detect_target
-from patune.tuner.cases import Case
-from patune.tuner.checks import row_tolerances
 from patune.tuner.clock import REPLAYS, Bench
+from patune.tuner.gate.cases import Case
+from patune.tuner.gate.checks import row_tolerances
 from patune.tuner.read_ceiling import measure_read_ladder
 from patune.tuner.rotation import FlatPool
 from patune.tuner.tasks import reason_of, status_of

@@ -34,8 +34,8 @@ def build_case(payload: dict[str, Any], plan: Plan | None = None) -> dict[str, A
     Cases of one identity have the same machine code, the same launch and the same gate cases: one gate speaks for all of them.
     """
     from patune.kernels.compile import compile_call
-    from patune.tuner.cases import gate_cases
     from patune.tuner.executors import judge_builds
+    from patune.tuner.gate.cases import gate_cases
 
     problem, knobs, target = _decoded(payload)
     try:

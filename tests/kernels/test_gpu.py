@@ -17,9 +17,9 @@ from patune.kernels.reference import reference_decode
 from patune.kernels.samples import sample_inputs
 from patune.problem import Problem, Workload
 from patune.target import Target, detect_target
-from patune.tuner.cases import seed_plan_cases
 from patune.tuner.executors import GpuExecutor
 from patune.tuner.gate import run_cases, run_gate
+from patune.tuner.gate.cases import seed_plan_cases
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,7 @@ from patune.kernels.hopper_copy import PAGE_SLOTS
 from patune.kernels.knobs import CdnaKnobs, HopperKnobs
 from patune.kernels.reference import reference_decode, visible_tokens
 from patune.problem import KV_LAYOUTS, Problem
-from patune.tuner.case_tensors import PRIMES, UNUSED_ENTRY, build_inputs
-from patune.tuner.cases import (
+from patune.tuner.gate.cases import (
     DEEPEST,
     EMULATED_BUDGET,
     LONGEST_ON_DEVICE,
@@ -27,6 +26,7 @@ from patune.tuner.cases import (
     seed_plan_cases,
     walked_tokens,
 )
+from patune.tuner.gate.tensors import PRIMES, UNUSED_ENTRY, build_inputs
 
 CPU = torch.device("cpu")
 torch.set_num_threads(

@@ -13,8 +13,8 @@ from patune.kernels.knobs import CdnaKnobs
 from patune.kernels.reference import reference_decode
 from patune.kernels.validate import check_inputs
 from patune.problem import KV_LAYOUTS, Problem
-from patune.tuner.case_tensors import UNUSED_ENTRY, build_inputs
-from patune.tuner.cases import LARGE_ROWS, SMALL_ROWS, Case, gate_cases
+from patune.tuner.gate.cases import LARGE_ROWS, SMALL_ROWS, Case, gate_cases
+from patune.tuner.gate.tensors import UNUSED_ENTRY, build_inputs
 
 CPU = torch.device("cpu")
 KNOBS = CdnaKnobs(partition_tokens=128, num_splits=4, num_stages=1, num_warps=2)

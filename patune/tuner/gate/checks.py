@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from patune.kernels.reference import keys_and_values
-from patune.tuner.cases import Case, first_seen
+from patune.tuner.gate.cases import Case, first_seen
 
 if TYPE_CHECKING:
     from patune.kernels.inputs import DecodeInputs

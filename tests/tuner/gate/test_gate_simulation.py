@@ -16,8 +16,8 @@ from patune.kernels.plan import workspace_elements
 from patune.kernels.reference import reference_decode
 from patune.problem import Problem
 from patune.target import Target
-from patune.tuner.case_tensors import build_inputs
-from patune.tuner.cases import Case
+from patune.tuner.gate.cases import Case
+from patune.tuner.gate.tensors import build_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

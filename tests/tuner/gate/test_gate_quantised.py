@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from test_gate_simulation import TARGET, CpuExecutor, Simulation, make_knobs, make_problem
 
-from patune.tuner.cases import gate_cases
 from patune.tuner.gate import GateReport, run_cases
+from patune.tuner.gate.cases import gate_cases
 
 FP8 = {"kv_dtype": "fp8_e4m3fn", "block_size": 16}
 TENSOR = FP8 | {"kv_quant": "per_tensor"}

@@ -14,9 +14,9 @@ from patune.errors import EmulatorError
 from patune.kernels.reference import reference_decode
 from patune.record import check_choice
 from patune.trial import STATUSES
-from patune.tuner.case_tensors import build_inputs
-from patune.tuner.cases import Case, gate_cases
-from patune.tuner.checks import POISON, Rejected, check_lse, check_out, out_dtype, place
+from patune.tuner.gate.cases import Case, gate_cases
+from patune.tuner.gate.checks import POISON, Rejected, check_lse, check_out, out_dtype, place
+from patune.tuner.gate.tensors import build_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,8 +15,8 @@ from test_gate_simulation import (
 )
 
 from patune.errors import EmulatorError
-from patune.tuner.cases import gate_cases, seed_plan_cases
 from patune.tuner.gate import GateReport, run_cases, run_gate
+from patune.tuner.gate.cases import gate_cases, seed_plan_cases
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ import torch
 
 from patune.kernels.caches import to_layout
 from patune.kernels.inputs import TORCH_DTYPES, DecodeInputs
-from patune.tuner.cases import Case, first_seen
+from patune.tuner.gate.cases import Case, first_seen
 
 if TYPE_CHECKING:
     from patune.problem import Problem

@@ -1,4 +1,4 @@
-"""Correctness cases of the gate: which lengths, windows, sinks, pages, scales and caps. Their tensors: :mod:`patune.tuner.case_tensors`."""
+"""Correctness cases of the gate: which lengths, windows, sinks, pages, scales and caps. Their tensors: :mod:`patune.tuner.gate.tensors`."""
 
 from __future__ import annotations
 
