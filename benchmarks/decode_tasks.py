@@ -20,8 +20,7 @@ from patune.kernels.reference import reference_decode
 from patune.problem import Problem, Workload
 from patune.target import Target, detect_target
 from patune.tuner.clock import REPLAYS, Bench
-from patune.tuner.gate.cases import Case
-from patune.tuner.gate.checks import row_tolerances
+from patune.tuner.gate.tolerances import row_tolerances
 from patune.tuner.read_ceiling import measure_read_ladder
 from patune.tuner.rotation import FlatPool
 from patune.tuner.tasks import reason_of, status_of
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 TRY_REPLAYS = 5
 TRY_WARM_UP_US = 5_000.0  # the clocks are up from the candidate before
 BIT_VIEWS = {1: torch.uint8, 2: torch.int16}  # indexing does not need to know fp8
+# Random scores of a query that is rounded to fp8 move by 2.6 % of their spread, besides what fp8 products round: worst simulated row 5.4 %.
+ROUNDED_QUERY_RMS = 0.08
 SMI_FIELDS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu")
 
 
@@ -156,9 +157,9 @@ def _guarded(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def error_limit(problem: Problem) -> float:
     """Relative RMS error of an output row that the gate allows for random data."""
-    rounded = problem.fp8_math and not problem.query_dtype.startswith("fp8")
-    case = Case(name="benchmark", kind="random", contexts=(1,), rounded_query=rounded)
-    return row_tolerances(case, problem)[0]
+    if problem.fp8_math and not problem.query_dtype.startswith("fp8"):
+        return ROUNDED_QUERY_RMS
+    return row_tolerances(problem)[0]
 
 
 def _checked(payload: dict[str, Any], out: torch.Tensor) -> float:

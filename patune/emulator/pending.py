@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from patune.emulator.registers import LANES
+
 if TYPE_CHECKING:
     from patune.emulator.registers import Lanes, Row
     from patune.emulator.waves import Waves
@@ -33,23 +35,29 @@ class _Load(NamedTuple):
     values: Elements
     text: str
 
-    def per_wave(self) -> list[_Load]:
-        """The same load as one load of each wave."""
-        shape = self.w.shape
-        active = np.ones(shape, np.bool_) if self.active is True else np.asarray(self.active)
-        owner = np.broadcast_to(self.w.numbers[..., None], shape)[active]
+    def parts(self, members: int) -> list[_Load]:
+        """The same load of only these of its waves, as one load of each set that runs in lockstep."""
+        active = np.ones(self.w.shape, np.bool_) if self.active is True else self.active
+        active = active.reshape(-1, LANES)
+        owner = np.repeat(np.arange(len(active)), active.sum(axis=1))
         places, values = self.places.reshape(-1), self.values.reshape(-1)
-        return [
-            _Load(
-                self.w.batch.wave(int(number)),
-                active[index][None],
-                self.tickets[index][None],
-                places[owner == number],
-                values[owner == number],
-                self.text,
+        tickets, found = self.tickets.reshape(-1), []
+        for w in self.w.batch.sets_of(members):
+            waves = np.searchsorted(self.w.numbers.reshape(-1), w.numbers.reshape(-1))
+            kept = np.zeros(len(active), np.bool_)
+            kept[waves] = True
+            mine = kept[owner]
+            found.append(
+                _Load(
+                    w,
+                    active[waves].reshape(w.shape),
+                    tickets[waves].reshape(w.numbers.shape),
+                    places[mine],
+                    values[mine],
+                    self.text,
+                )
             )
-            for index, number in np.ndenumerate(self.w.numbers)
-        ]
+        return found
 
     def land(self) -> None:
         """Write the values, under the EXEC of the time when it was issued."""
@@ -86,12 +94,16 @@ class PendingLoads:
                 remaining.append(load)
                 continue
             due = self._is_due(load, limit)
-            parts = [load] if load.w is w and (due.all() or not due.any()) else load.per_wave()
-            for part in parts:
-                if part.w.members & w.members and self._is_due(part, limit).all():
-                    part.land()
-                else:
-                    remaining.append(part)
+            if load.w is w and due.all():
+                load.land()
+                continue
+            landing = w.members & sum(1 << int(number) for number in load.w.numbers[due])
+            if not landing:
+                remaining.append(load)
+                continue
+            for part in load.parts(landing):
+                part.land()
+            remaining += load.parts(load.w.members & ~landing)
         self._loads = remaining
         w.batch.lds.copying = bool(remaining)
 

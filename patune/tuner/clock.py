@@ -16,7 +16,7 @@ import torch
 
 from patune.kernels.plan import plan_decode, workspace_elements
 from patune.trial import Timing
-from patune.tuner.gate.checks import out_dtype
+from patune.tuner.gate.tolerances import out_dtype
 from patune.tuner.rotation import COLD_B, FlatPool, make_sets, make_table, plan_rotation
 
 if TYPE_CHECKING:

@@ -1,26 +1,35 @@
-"""Correctness cases of the gate: which lengths, windows, sinks, pages, scales and caps. Their tensors: :mod:`patune.tuner.gate.tensors`."""
+"""The cases that knobs have to pass for a problem, generated from the edges of both, cheapest first.
+
+One list for all targets. A device runs it whole; in the emulator, where a token costs 30 microseconds and a workgroup without tiles half a
+millisecond, each case walks no more than its budget, what a list has several times (windows, ragged batches) it has once or twice, and
+only those cases run with all splits that are there for them: their number is no constant of the kernels.
+"""
 
 from __future__ import annotations
 
 import random
-import zlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from patune.kernels.knobs import CdnaKnobs
-from patune.kernels.reference import visible_tokens
-from patune.problem import Problem
+from patune.tuner.gate.case import KINDS, Case, tiles_walked, walked_tokens
+from patune.tuner.gate.edges import (
+    BEYOND,
+    LONGEST,
+    affordable,
+    context_edges,
+    peak_edges,
+    split_edges,
+    window_edges,
+    windowed_edges,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from patune.kernels.knobs import Knobs
+    from patune.problem import Problem
 
-CaseKind = Literal["markers", "random", "peaked"]
-KINDS: tuple[CaseKind, ...] = get_args(CaseKind)
-
-LONGEST_ON_DEVICE = 3000  # tokens
-EMULATED_BUDGET = (
-    6144  # tokens walked per gate: the emulator takes about 0.03 s per 1024 on one core
-)
 RING_PAGES = 32  # tiles whose pages the LDS ring looks up at a time (cdna_ring.PAGES_HELD)
 DEEP_SPLITS = 2
 # Rounds of a split besides num_stages, so that every ring comes round: page numbers of 16 tiles are held, 8 of them ahead of their copy
@@ -28,190 +37,246 @@ DEEP_SPLITS = 2
 DEEP_ROUNDS = 18
 # Tokens. Beyond it splits get fewer rounds: num_splits is no constant of the kernels, so fewer splits run the same code.
 DEEPEST = 65_536
-BEYOND_CONTEXT = 5000  # a window larger than every context with edges
 RAGGED_SEQUENCES = 12
+FAR_HEADS = 3  # the third is the first whose offset can leave 32 bits while the stride does not
 SINK_NEGLIGIBLE, SINK_COMPARABLE, SINK_DOMINANT = -20.0, 5.0, 40.0  # against LSEs of 0 to 8
+OFFSET = 200.0  # of scores, natural log: exp() of it is beyond float32 both ways
 # Caps that matter. Random scores have a standard deviation of CAPPED_SCALE and reach 4 times that; a peak of 32 and more stays one at 18.
-CAP_RANDOM, CAP_PEAKED, CAP_MARKERS = 5.0, 20.0, 30.0
+CAP_RANDOM, CAP_PEAKED, CAP_FLAT = 5.0, 20.0, 30.0
 CAPPED_SCALE, CAPPED_SINK = 5.0, 20.0
 # Powers of two over which the rows of 16-bit queries of fp8 caches are spread: a plain cast to fp16 or fp8 overflows, or goes to zero.
 LARGE_ROWS = {"bf16": (-20, 20), "fp16": (-10, 12)}
 SMALL_ROWS = {"bf16": (-24, -20), "fp16": (-13, -10)}
-QUANTISED_BUDGET = 5 * 256  # emulated tokens more for an fp8 cache: five tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One set of inputs.
+class Scale:
+    """How much a gate walks.
 
     Attributes:
-        name: unique in its list; also the seed.
-        kind: ``markers``: zero query, so every visible token weighs the same, and values that mark their slot: the output tells which
-            tokens a row saw. ``random``: normal data. ``peaked``: one token of each sequence takes nearly all weight.
-        contexts: tokens of each sequence.
-        kv_heads: KV heads.
-        window: sliding window, 0 is none.
-        scale_factor: softmax_scale is this over sqrt(head_dim).
-        sink: mean of the sink logits, when the problem has sinks.
-        shared_pages: full pages are drawn with repetition from a pool of half as many.
-        row_scales: an fp8 query has a scale per row, else one.
-        query_log2: rows of a 16-bit query are multiplied by powers of two in this range, softmax_scale is divided by the largest.
-        rounded_query: with fp8_math, a 16-bit query that the kernel has to round to fp8. In other cases fp8 holds its rows exactly.
-        extreme_scales: some scales are 0, 1e-6 or 1e3, and whole sequences have small or large value scales.
-        softcap: cap of the scores, 0 is none.
-        wide_values: the value cache has one KV head more in memory, so that its strides are not the key's.
-        interleaved: key and value are halves of one tensor [pages, 2, ...] when they go by strides.
-        far_pages: pages lie so far apart, key and value interleaved, that the offset of the last one in use does not fit 32 bits.
-        peaks: the peak token of each sequence, for ``peaked``.
-        checks_lse: also compare the LSE.
-        repeats: further runs, which must give the same bits.
-        most_splits: run with at most that many splits, 0 for as many as the knobs say: their number is no constant of the kernels.
+        edges, integers, peaked: tokens that cases of that kind may walk, over KV heads and runs.
+        workgroups: that the case with several numbers of splits launches, about.
+        windows: window sizes of the exact-set cases, as many of the most telling as this.
+        most_splits: of cases that are not there for them; 0 is as many as the knobs have.
+        repeats: every case runs twice, else only one does.
+        heads: KV heads of cases that are not there for them.
     """
 
-    name: str
-    kind: CaseKind
-    contexts: tuple[int, ...]
-    kv_heads: int = 1
-    window: int = 0
-    scale_factor: float = 1.0
-    sink: float = 0.0
-    shared_pages: bool = False
-    row_scales: bool = False
-    query_log2: tuple[int, int] = (0, 0)
-    rounded_query: bool = False
-    extreme_scales: bool = False
-    softcap: float = 0.0
-    wide_values: bool = False
-    interleaved: bool = False
-    far_pages: bool = False
-    peaks: tuple[int, ...] = ()
-    checks_lse: bool = False
-    repeats: int = 0
-    most_splits: int = 0
+    edges: int
+    integers: int
+    peaked: int
+    workgroups: int
+    windows: int
+    most_splits: int
+    repeats: bool
+    heads: int
 
-    @property
-    def seed(self) -> int:
-        """The same for the same name, on every machine."""
-        return zlib.crc32(self.name.encode())
+    def splits(self, knobs: Knobs) -> tuple[int, ...]:
+        """Numbers of splits of a case that is not there for them."""
+        most = self.most_splits
+        return (most,) if 0 < most < knobs.num_splits else ()
+
+
+UNBOUNDED = 1 << 60
+DEVICE = Scale(
+    edges=UNBOUNDED, integers=UNBOUNDED, peaked=UNBOUNDED, workgroups=UNBOUNDED, windows=64, most_splits=0, repeats=True, heads=2
+)  # fmt: skip
+EMULATED = Scale(
+    edges=4096, integers=3072, peaked=3072, workgroups=48, windows=2, most_splits=2, repeats=False, heads=1
+)  # fmt: skip
+ALL_SPLITS = ("random/ragged", "integers/splits")  # the emulated cases that are there for them
+WIDE_HEADS = 128  # channels beyond which the emulator's budgets shrink, as its instructions grow
 
 
 def gate_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
     """The cases that knobs have to pass for a problem, cheapest first."""
-    if emulated:
-        cases = _emulated_cases(problem, knobs.partition_tokens) + _ring_cases(problem, knobs)
-    else:
-        cases = _device_cases(problem, knobs)
-    cases += _quantised_cases(problem, knobs.partition_tokens, emulated=emulated)
+    scale = EMULATED if emulated else DEVICE
+    if problem.kv_layout == "nhd":  # one KV head has the same strides as hnd
+        scale = replace(scale, heads=2)
+    if emulated and problem.head_dim > WIDE_HEADS:
+        scale = replace(scale, edges=scale.edges // 2, workgroups=scale.workgroups // 2)
+    if emulated and isinstance(knobs, CdnaKnobs) and knobs.lds_ring:  # its deep case costs as much
+        scale = replace(scale, edges=scale.edges // 2)
+    cases = [
+        *_marker_cases(problem, knobs, scale),
+        *_integer_cases(problem, knobs, scale),
+        _peaked_case(problem, knobs, scale),
+        *(_emulated_random if emulated else _device_random)(problem, knobs),
+        *_deep_cases(problem, knobs, emulated=emulated),
+        *_quantised_cases(problem, knobs, emulated=emulated),
+    ]
     if problem.softcap:
         cases = [_capped(c) for c in cases]
-    if problem.kv_layout == "nhd":  # one KV head has the same strides as hnd
-        cases = [replace(c, kv_heads=max(2, c.kv_heads)) for c in cases]
+    cases = [replace(c, kv_heads=max(scale.heads, c.kv_heads)) for c in cases]
+    if scale.splits(knobs):
+        few = {c.name: c.splits or scale.splits(knobs) for c in cases if c.name not in ALL_SPLITS}
+        cases = [replace(c, splits=few.get(c.name, c.splits)) for c in cases]
 
     def cost(case: Case) -> tuple[bool, bool, int, int]:
-        """Powers of two: among cases of about one cost, those that name the tokens come first. Far pages take a buffer of gigabytes.
+        """Powers of two: among cases of about one cost, those that name the tokens come first. Far caches take gigabytes of a device.
 
         A deep sequence names no tokens, so it comes after all that do.
         """
         walked = walked_tokens(case, problem, knobs.partition_tokens)
-        deep = max(case.contexts) > LONGEST_ON_DEVICE
-        return case.far_pages, deep, walked.bit_length(), KINDS.index(case.kind)
+        deep = max(case.contexts) > LONGEST
+        return bool(case.far) and not emulated, deep, walked.bit_length(), KINDS.index(case.kind)
 
     return sorted(cases, key=cost)
 
 
-def walked_tokens(case: Case, problem: Problem, tile: int) -> int:
-    """Tokens of all tiles that a case walks, over sequences, KV heads and runs: what the emulator's time goes with."""
-    tiles = 0
-    for context in case.contexts:
-        first = first_seen(context, problem, case.window)
-        tiles += -(-context // tile) - first // tile
-    return tiles * tile * case.kv_heads * (1 + case.repeats)
-
-
-def first_seen(context: int, problem: Problem, window: int) -> int:
-    """Earliest token of a sequence that any of its query tokens sees."""
-    return visible_tokens(context, 0, problem.query_length, window)[0]
-
-
-def _edge_contexts(problem: Problem, knobs: Knobs, window: int) -> tuple[int, ...]:
-    """Lengths around everything that is counted in tokens: nothing, the query, a tile, a page, the splits, the window."""
-    length, page, tile = problem.query_length, problem.block_size, knobs.partition_tokens
-    splits = knobs.num_splits * tile  # one token more, and a split gets a second tile
-    edges = {0, 1, length - 1, length, tile + length - 1, 2 * splits, 2 * splits + 1}
-    for edge in (tile, page, splits, window):
-        edges |= {edge - 1, edge, edge + 1}
-    return tuple(sorted(c for c in edges if 0 <= c <= LONGEST_ON_DEVICE))
-
-
-def _ragged_contexts(name: str, count: int, low: int, high: int) -> tuple[int, ...]:
+def _ragged(name: str, count: int, low: int, high: int) -> tuple[int, ...]:
     rng = random.Random(name)
     return tuple(rng.randint(low, high) for _ in range(count))
 
 
-def _peaked_case(problem: Problem, tile: int, window: int) -> Case:
-    """A sequence for each visible token at an end of the visible range, a tile's or a page's edge."""
-    pairs = []
-    for context in (2 * tile + 1, 1100):
-        first = first_seen(context, problem, window)
-        tokens = {first, context - 1}
-        tokens |= {e - step for e in (tile, 2 * tile, problem.block_size) for step in (0, 1)}
-        pairs += [(context, token) for token in sorted(tokens) if first <= token < context]
+def _marker_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
+    """Exact sets: contexts and windows at every edge; on a device a ragged batch with repeated pages too."""
+    tile = knobs.partition_tokens
+    num_splits = (*scale.splits(knobs), knobs.num_splits)[0]
+    cases = []
+    windows = window_edges(problem, knobs)[: scale.windows]
+    for window in windows:
+        edges = context_edges(problem, knobs, num_splits)
+        if window:
+            edges = windowed_edges(problem, knobs, num_splits, window)
+        cases.append(
+            Case(name=f"markers/edges/window{window}", kind="markers", window=window, repeats=int(scale.repeats),
+                 contexts=affordable(edges, problem, window, tile, scale.edges // len(windows) // scale.heads))
+        )  # fmt: skip
+    if scale.repeats:
+        window = tile + 3 if problem.windowed else 0
+        cases.append(
+            Case(name="markers/ragged", kind="markers", window=window, shared_pages=True, repeats=1,
+                 contexts=_ragged("ragged", RAGGED_SEQUENCES, problem.query_length, LONGEST))
+        )  # fmt: skip
+    return cases
+
+
+def _integer_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
+    """Exact sums, with several numbers of splits. Not for fp8 products: sm_90 sums them with 14 bits (markers stay within those)."""
+    if problem.fp8_math:
+        return []
+    tile, length = knobs.partition_tokens, problem.query_length
+    window = tile + 3 if problem.windowed else 0
+    lengths: Sequence[int] = (
+        tile + 1 + length,
+        3 * tile + 5,
+        length,
+        2 * tile - 1,
+        7 * tile + 9,
+        0,
+    )
+    splits = split_edges(knobs)
+    if scale.most_splits:
+        splits = tuple(n for n in splits if n in (scale.most_splits, knobs.reduce_chunk + 1))
+    lengths = lengths[: max(1, scale.workgroups // max(1, sum(splits)))]
+    tokens = scale.integers // max(1, len(splits)) // scale.heads
+    contexts = affordable(lengths, problem, window, tile, max(tokens, 2 * tile))
+    return [
+        Case(name="integers/splits", kind="integers", contexts=contexts, window=window, splits=splits,
+             checks_lse=True, repeats=int(scale.repeats))
+    ]  # fmt: skip
+
+
+def _peaked_case(problem: Problem, knobs: Knobs, scale: Scale) -> Case:
+    """A sequence for each visible token at an end of the visible range, or at an edge inside."""
+    tile = knobs.partition_tokens
+    window = tile + 3 if problem.windowed else 0
+    lengths = [2 * tile + 1, 1100, min(knobs.num_splits * tile + 1, LONGEST)]
+    if not scale.repeats:
+        lengths = [1088 if problem.windowed else tile + problem.query_length]
+    runs = 2
+    pairs, tokens = [], scale.peaked // (runs * scale.heads)
+    for context in dict.fromkeys(lengths):
+        for peak in peak_edges(problem, knobs, context, window):
+            cost = tiles_walked(context, problem, window, tile) * tile
+            if cost <= tokens:
+                tokens -= cost
+                pairs.append((context, peak))
     return Case(
-        name=f"peaked/edges/window{window}",
+        name="peaked/edges",
         kind="peaked",
         contexts=tuple(context for context, _ in pairs),
-        peaks=tuple(token for _, token in pairs),
+        peaks=tuple(peak for _, peak in pairs),
         window=window,
-        kv_heads=2,
         sink=SINK_DOMINANT,
-        repeats=1,
+        offset=OFFSET,
+        checks_lse=not problem.fp8_math,
+        repeats=runs - 1,
     )
 
 
-def _deep_case(problem: Problem, knobs: Knobs) -> Case:
-    """One long sequence: every split walks more tiles than it has in flight and looked up."""
-    rounds = knobs.num_stages + DEEP_ROUNDS
-    walked = min(knobs.num_splits * knobs.partition_tokens * rounds, DEEPEST)
-    walked = max(walked, LONGEST_ON_DEVICE)
-    context = walked + knobs.partition_tokens + 3
-    return Case(
-        name="random/deep", kind="random", contexts=(context,), window=walked if problem.windowed else 0
-    )  # fmt: skip
-
-
-def _device_cases(problem: Problem, knobs: Knobs) -> list[Case]:
-    """The wide list: all edges, up to 4 KV heads (3 of them once: no power of two), contexts to 3000 and a deep one, most run twice."""
-    tile, length = knobs.partition_tokens, problem.query_length
-    ragged = _ragged_contexts("ragged", RAGGED_SEQUENCES, length, LONGEST_ON_DEVICE)
-    windows = (1, 128, tile + 3, BEYOND_CONTEXT) if problem.windowed else (0,)
+def _device_random(problem: Problem, knobs: Knobs) -> list[Case]:
+    """Random data over all edges, over a ragged batch of 3 KV heads (no power of two), and far apart in memory."""
+    tile = knobs.partition_tokens
     # the long window spans several tiles of a split, so that its online softmax rescales
-    narrow, wide, long = (128, tile + 3, LONGEST_ON_DEVICE // 2) if problem.windowed else (0, 0, 0)
-    markers = [
-        Case(name=f"markers/edges/window{window}", kind="markers", window=window, kv_heads=2, repeats=1,
-             contexts=_edge_contexts(problem, knobs, window))
-        for window in windows
-    ]  # fmt: skip
+    narrow, long = (128, LONGEST // 2) if problem.windowed else (0, 0)
+    edges = context_edges(problem, knobs, knobs.num_splits)
+    if problem.windowed:
+        edges = windowed_edges(problem, knobs, knobs.num_splits, narrow)
+    ragged = _ragged("ragged", RAGGED_SEQUENCES, problem.query_length, LONGEST)
     return [
-        *markers,
-        Case(name=f"markers/ragged/window{wide}", kind="markers", contexts=ragged, kv_heads=2,
-             window=wide, shared_pages=True, repeats=1),
-        Case(name=f"random/edges/window{narrow}", kind="random", kv_heads=4, window=narrow, sink=SINK_COMPARABLE,
-             contexts=_edge_contexts(problem, knobs, narrow), checks_lse=True, repeats=1,
-             interleaved=True),
-        Case(name=f"random/ragged/window{long}", kind="random", contexts=ragged, kv_heads=3, window=long,
-             scale_factor=1.5, sink=SINK_NEGLIGIBLE, shared_pages=True, row_scales=True, wide_values=True, repeats=1),
-        Case(name=f"random/far/window{narrow}", kind="random", contexts=(tile + 1, 1100), window=narrow,
-             far_pages=True),
-        _peaked_case(problem, tile, narrow),
-        _deep_case(problem, knobs),
+        Case(name="random/edges", kind="random", contexts=tuple(sorted(edges)), kv_heads=4, window=narrow,
+             sink=SINK_COMPARABLE, checks_lse=True, repeats=1, interleaved=True),
+        Case(name="random/ragged", kind="random", contexts=ragged, kv_heads=3, window=long, scale_factor=1.5,
+             sink=SINK_NEGLIGIBLE, shared_pages=True, row_scales=True, wide_values=True, repeats=1, regrouped=True),
+        *_far_cases(problem, (tile + 1, 1100), narrow),
     ]  # fmt: skip
 
 
-def _quantised_cases(problem: Problem, tile: int, *, emulated: bool) -> list[Case]:
+def _emulated_random(problem: Problem, knobs: Knobs) -> list[Case]:
+    """The same within a budget."""
+    tile = knobs.partition_tokens
+    narrow, wide = (128, tile + 3) if problem.windowed else (0, 0)
+    edges = (129, 1024) if problem.windowed else (20, tile + 1)
+    cases = [
+        Case(name="random/edges", kind="random", contexts=edges, kv_heads=2, window=narrow, sink=SINK_COMPARABLE,
+             checks_lse=True, interleaved=True, regrouped=True),
+        Case(name="random/ragged", kind="random", contexts=(1100,), window=wide, scale_factor=1.5,
+             sink=SINK_NEGLIGIBLE, shared_pages=True, row_scales=True, wide_values=True),
+        *_far_cases(problem, (tile,), narrow),
+    ]  # fmt: skip
+    if problem.windowed:  # several tiles of a split, so that its online softmax rescales
+        cases.append(
+            Case(name="random/long", kind="random", contexts=(max(700, 2 * tile + 1),), window=BEYOND,
+                 sink=SINK_NEGLIGIBLE, shared_pages=True)
+        )  # fmt: skip
+    return cases
+
+
+def _far_cases(problem: Problem, contexts: tuple[int, ...], window: int) -> list[Case]:
+    """Offsets beyond 32 bits, of pages and of KV heads; the heads of an NHD page lie side by side by definition."""
+    pages = Case(name="random/far_pages", kind="random", contexts=contexts, window=window, far="pages")  # fmt: skip
+    heads = replace(pages, name="random/far_heads", kv_heads=FAR_HEADS, far="heads")
+    return [pages] if problem.kv_layout == "nhd" else [pages, heads]
+
+
+def _deep_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
+    """One sequence so long that every split walks more tiles than it has in flight and looked up."""
+    splits: tuple[int, ...] = ()
+    if emulated:
+        if not isinstance(knobs, CdnaKnobs) or not knobs.lds_ring:
+            return []  # registers hold the next tile at most
+        used = min(knobs.num_splits, DEEP_SPLITS)
+        splits = (used,) if used < knobs.num_splits else ()
+        context = (RING_PAGES + knobs.num_stages + 1) * used * knobs.partition_tokens + 3
+        window = context - 1
+    else:
+        rounds = knobs.num_stages + DEEP_ROUNDS
+        window = min(knobs.num_splits * knobs.partition_tokens * rounds, DEEPEST)
+        window = max(window, LONGEST)
+        context = window + knobs.partition_tokens + 3
+    return [
+        Case(name="random/deep", kind="random", contexts=(context,), window=window if problem.windowed else 0,
+             shared_pages=emulated, splits=splits)
+    ]  # fmt: skip
+
+
+def _quantised_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
     """What only an fp8 cache can get wrong: extreme scales, and a 16-bit query's way to fp16 or fp8."""
     if not problem.kv_dtype.startswith("fp8"):
         return []
-    length = problem.query_length
+    tile, length = knobs.partition_tokens, problem.query_length
     window = 128 if problem.windowed else 0
     mixed = (tile,) if emulated else (1, tile + length, 300)
     cases = []
@@ -227,98 +292,16 @@ def _quantised_cases(problem: Problem, tile: int, *, emulated: bool) -> list[Cas
         ]  # fmt: skip
         if problem.fp8_math:
             cases += [Case(name="random/rounded_query", kind="random", contexts=mixed, window=window,
-                           scale_factor=0.5, rounded_query=True)]  # fmt: skip
+                           scale_factor=0.25, rounded_query=True)]  # fmt: skip
     return cases
 
 
 def _capped(case: Case) -> Case:
-    """The case with a cap that changes its weights, its LSE, or (markers) nothing."""
-    if case.kind == "markers":
-        return replace(case, softcap=CAP_MARKERS)
+    """The case with a cap that changes its weights, its LSE, or (flat scores) nothing."""
+    if case.kind in ("markers", "integers"):
+        return replace(case, softcap=CAP_FLAT)
     if case.kind == "peaked":
-        return replace(case, softcap=CAP_PEAKED, sink=CAPPED_SINK, checks_lse=True)
+        return replace(case, softcap=CAP_PEAKED, sink=CAPPED_SINK, offset=0.0)
     # rounding the query to fp8 moves a score by 2.6 % of its spread, which larger scores would turn into more than the tolerance
     factor = case.scale_factor * (1.0 if case.rounded_query else CAPPED_SCALE)
     return replace(case, softcap=CAP_RANDOM, scale_factor=factor, checks_lse=not case.rounded_query)
-
-
-def _emulated_cases(problem: Problem, tile: int) -> list[Case]:
-    """The same kinds within EMULATED_BUDGET: the edges of one tile, contexts at page 1024's edge, one case repeated."""
-    length = problem.query_length
-    if problem.windowed:
-        several_tiles = tile + 1 if tile == 256 else 700  # more would be over the budget
-        return [
-            Case(name="markers/window1", kind="markers", window=1,
-                 contexts=tuple(sorted({0, length - 1, length, tile + 1, 1025}))),
-            Case(name="markers/crossing", kind="markers", contexts=(tile + 3, tile + 4, 1100), window=tile + 3),
-            Case(name="random/window128", kind="random", contexts=(129, 1024), window=128, kv_heads=2,
-                 sink=SINK_COMPARABLE, checks_lse=True),
-            Case(name="random/crossing", kind="random", contexts=(1100,), window=tile + 3, scale_factor=1.5,
-                 shared_pages=True, row_scales=True),
-            Case(name="random/beyond", kind="random", contexts=(several_tiles,), window=BEYOND_CONTEXT,
-                 sink=SINK_NEGLIGIBLE, shared_pages=True),
-            Case(name="peaked/window128", kind="peaked", contexts=(1088,), peaks=(960,), window=128,
-                 sink=SINK_DOMINANT, repeats=1),
-        ]  # fmt: skip
-    around = (
-        (1, tile - 1, tile, tile + 1)
-        if length == 1
-        else (length - 1, length, tile, tile + length - 1)
-    )
-    page_edge = (1024,) if tile == 256 else (1024, 1025)  # both would be over the budget
-    return [
-        Case(name="markers/edges", kind="markers", contexts=(0, *around)),
-        Case(name="markers/long", kind="markers", contexts=(1100,)),
-        Case(name="random/heads", kind="random", contexts=(tile + 1,), kv_heads=2, sink=SINK_COMPARABLE,
-             checks_lse=True),
-        Case(name="random/pages", kind="random", contexts=page_edge, scale_factor=1.5, sink=SINK_NEGLIGIBLE,
-             shared_pages=True, row_scales=True),
-        Case(name="peaked/tile", kind="peaked", contexts=(tile + length,), peaks=(tile,), sink=SINK_DOMINANT,
-             repeats=1),
-    ]  # fmt: skip
-
-
-def _ring_cases(problem: Problem, knobs: Knobs) -> list[Case]:
-    """A sequence long enough that a split looks up pages a second time, beyond the budget."""
-    if not isinstance(knobs, CdnaKnobs) or not knobs.lds_ring:
-        return []
-    tiles = (RING_PAGES + knobs.num_stages + 1) * min(knobs.num_splits, DEEP_SPLITS)
-    context = tiles * knobs.partition_tokens + 3
-    return [
-        Case(name="random/deep", kind="random", contexts=(context,), window=context - 1 if problem.windowed else 0,
-             shared_pages=True, most_splits=DEEP_SPLITS)
-    ]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeedCase:
-    """A case of the seed kernel's own test plan, with the problem and the partition that it is for."""
-
-    problem: Problem
-    partition_tokens: int
-    case: Case
-
-
-def seed_plan_cases(*, longest: int = LONGEST_ON_DEVICE) -> list[SeedCase]:
-    """The seed's test plan: page 1024, partition 256, ragged contexts up to ``longest``, 4-D values, window 0 and 128, batch 1 and 128,
-    1 and 4 query tokens; then page 16 with the same harness as a spot check.
-    """
-    shapes = [(1024, batch, length) for batch in (1, 128) for length in (1, 4)] + [(16, 3, 1)]
-    plan = []
-    for page, batch, length in shapes:
-        for window in (0, 128):
-            name = f"seed/page{page}/batch{batch}/length{length}/window{window}"
-            low = length if batch > 1 else longest // 2
-            problem = Problem(
-                block_size=page, head_dim=128, qg=8, query_length=length, windowed=window > 0
-            )
-            case = Case(
-                name=name,
-                kind="random",
-                contexts=_ragged_contexts(name, batch, low, longest),
-                kv_heads=1 if batch == 1 else 2,
-                window=window,
-                repeats=1,
-            )
-            plan.append(SeedCase(problem=problem, partition_tokens=256, case=case))
-    return plan

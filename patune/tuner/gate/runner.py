@@ -1,25 +1,25 @@
-"""The correctness gate: runs poisoned cases and compares every output row with the oracle. Nothing is timed before it passed.
-
-It stops at the first case that fails, and says which row was wrong, by how much, and where it can tell, which tokens were lost.
-"""
+"""Runs the cases up to the first that fails, and says which row was wrong, by how much, and which tokens it missed or wrongly saw."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from patune.errors import EmulatorError
 from patune.kernels.reference import reference_decode
-from patune.record import check_choice
-from patune.trial import STATUSES
-from patune.tuner.gate.cases import Case, gate_cases
-from patune.tuner.gate.checks import POISON, Rejected, check_lse, check_out, out_dtype, place
+from patune.tuner.gate.cases import gate_cases
+from patune.tuner.gate.checks import check_lse, check_out, check_same_bits
+from patune.tuner.gate.diagnosis import marker_twin
+from patune.tuner.gate.edges import LONGEST
+from patune.tuner.gate.guards import GuardedBuffer, Untouched
 from patune.tuner.gate.tensors import build_inputs
+from patune.tuner.gate.tolerances import out_dtype
+from patune.tuner.gate.verdict import GateReport, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from patune.kernels.calls import KernelCall
     from patune.kernels.inputs import DecodeInputs
@@ -27,35 +27,7 @@ if TYPE_CHECKING:
     from patune.problem import Problem
     from patune.target import Target
     from patune.tuner.executors import Executor
-
-GUARD = 4096  # elements before and after every output buffer, which nobody may write
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateReport:
-    """Verdict of the gate.
-
-    Attributes:
-        status: ``ok``, ``wrong``, ``nonfinite``, ``unstable`` or ``launch_error``.
-        reason: what the first failing case saw; empty when ok.
-        cases: cases passed.
-        error_rms: worst relative RMS error of a row over the passed cases, or of the failing row.
-        failed_case: name of the case that failed.
-    """
-
-    status: str
-    reason: str = ""
-    cases: int = 0
-    error_rms: float | None = None
-    failed_case: str | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("status", self.status, STATUSES)
-
-    @property
-    def ok(self) -> bool:
-        """Every case passed."""
-        return self.status == "ok"
+    from patune.tuner.gate.case import Case
 
 
 class Plan(Protocol):
@@ -104,10 +76,11 @@ def run_cases(
     plan: Plan | None = None,
 ) -> GateReport:
     """Run the cases in order up to the first that fails."""
+    judge = _Judge(problem, knobs, target, executor, plan)
     worst = 0.0
     for passed, case in enumerate(cases):
         try:
-            worst = max(worst, _run_case(case, problem, knobs, target, executor, plan))
+            worst = max(worst, judge.run(case))
         except Rejected as verdict:
             return GateReport(
                 status=verdict.status,
@@ -116,6 +89,8 @@ def run_cases(
                 cases=passed,
                 error_rms=verdict.error_rms,
                 failed_case=case.name,
+                place=verdict.place,
+                tokens=verdict.tokens,
             )
         except Exception as error:
             error.add_note(f"in gate case {case.name}")
@@ -123,97 +98,127 @@ def run_cases(
     return GateReport(status="ok", cases=len(cases), error_rms=worst)
 
 
-def _run_case(
-    case: Case,
-    problem: Problem,
-    knobs: Knobs,
-    target: Target,
-    executor: Executor,
-    plan: Plan | None,
-) -> float:
-    """Run one case with all its repeats; the worst relative RMS error of a row."""
-    from patune.kernels.plan import plan_decode, workspace_elements
-
-    inputs = build_inputs(case, problem, executor.device)
-    if 0 < case.most_splits < knobs.num_splits:
-        knobs = replace(knobs, num_splits=case.most_splits)
-    elements = workspace_elements(problem, inputs.workload(), knobs)
-    out = _Guarded("out", inputs.query.shape, out_dtype(problem), executor.device, gap=1)
-    workspace = _Guarded("workspace", (elements,), torch.float32, executor.device)
-    lse = _Guarded("lse", inputs.query.shape[:2], torch.float32, executor.device)
-    buffers = (out, workspace, lse)
-    calls = (plan or plan_decode)(
-        inputs,
-        knobs,
-        target,
-        out=out.inner,
-        workspace=workspace.inner if elements else None,
-        lse=lse.inner if case.checks_lse else None,
-    )
-    exact, exact_lse = reference_decode(inputs, dtype=torch.float64)
-    caches = [] if case.far_pages else [memory.clone() for memory in _cache_memory(inputs)]
-    _run(executor, calls, buffers)
-    first = out.inner.clone()
-    error_rms = check_out(case, problem, inputs, first, exact, exact_lse)
-    if case.checks_lse:
-        check_lse(problem, inputs, lse.inner.double(), exact_lse)
-    for repeat in range(case.repeats):
-        _run(executor, calls, buffers)
-        if not torch.equal(out.inner, first):
-            row = int((out.inner != first).flatten(1).any(1).nonzero()[0])
-            where = place(inputs, row, 0).rsplit(",", 1)[0]
-            raise Rejected("unstable", f"run {repeat + 2} differs from run 1 in {where}: a race")
-    if caches and not all(map(torch.equal, caches, _cache_memory(inputs))):
-        raise Rejected("wrong", "the key or value cache was written")
-    return error_rms
-
-
-def _cache_memory(inputs: DecodeInputs) -> list[torch.Tensor]:
-    """The bytes that the caches lie in, those between their strides included."""
-    return [
-        torch.empty(0, dtype=torch.uint8, device=cache.device).set_(cache.untyped_storage())
-        for cache in (inputs.key_cache, inputs.value_cache)
-    ]
-
-
-class _Guarded:
-    """An output buffer that is poison until a kernel writes it, between guards and with a gap after each row, which must stay poison."""
+class _Judge:
+    """One configuration under test."""
 
     def __init__(
         self,
-        name: str,
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device,
-        gap: int = 0,
+        problem: Problem,
+        knobs: Knobs,
+        target: Target,
+        executor: Executor,
+        plan: Plan | None,
     ) -> None:
-        padded = torch.Size((shape[0], shape[1] + gap, *shape[2:]) if gap else shape)
-        buffer = torch.empty(padded.numel() + 2 * GUARD, dtype=dtype, device=device)
-        self.bits = buffer.view(torch.int16 if buffer.itemsize == 2 else torch.int32)
-        self.poison = POISON[8 * buffer.itemsize]
-        whole = slice(GUARD, GUARD + padded.numel())
-        self.inner = buffer[whole].view(padded)
-        self.guards = {f"before {name}": self.bits[:GUARD], f"after {name}": self.bits[-GUARD:]}
-        if gap:
-            self.guards[f"between rows of {name}"] = self.bits[whole].view(padded)[:, shape[1] :]
-            self.inner = self.inner[:, : shape[1]]
+        from patune.kernels.plan import plan_decode
 
-    def poison_all(self) -> None:
-        self.bits.fill_(self.poison)
+        self.problem, self.knobs, self.target, self.executor = problem, knobs, target, executor
+        self.plan: Plan = plan or plan_decode
 
-    def check_guards(self) -> None:
-        for where, guard in self.guards.items():
-            if written := int((guard != self.poison).sum()):
-                raise Rejected("wrong", f"{written} elements {where} were written")
+    def run(self, case: Case) -> float:
+        """Run a case in all its variations; the worst relative RMS error of a row. A wrong row's tokens are told by the case's marker twin."""
+        try:
+            return self._run(case)
+        except Rejected as verdict:
+            if verdict.status != "wrong" or verdict.place is None or case.kind == "markers":
+                raise
+            if max(case.contexts) > LONGEST:  # a lost token would drown in the output's rounding
+                raise
+            try:
+                self._run(marker_twin(case))
+            except Rejected as twin:
+                verdict.tokens = twin.tokens
+                verdict.reason += f". Its exact-set twin fails too: {twin.reason}"
+            else:
+                verdict.reason += ". Its exact-set twin passes: the right tokens are seen, so scores, weights, scales or values are wrong"  # fmt: skip
+            raise
+
+    def _run(self, case: Case) -> float:
+        inputs = build_inputs(case, self.problem, self.executor.device)
+        exact, exact_lse = reference_decode(inputs, dtype=torch.float64)
+        untouched = Untouched(inputs, with_caches=not case.far)
+        worst, first = 0.0, None
+        for num_splits in case.splits or (self.knobs.num_splits,):
+            launch = _Launch(self, case, inputs, num_splits)
+            out = launch.run()
+            worst = max(worst, check_out(case, self.problem, inputs, out, exact, exact_lse))
+            if launch.lse is not None:
+                check_lse(self.problem, inputs, launch.lse.inner.double(), exact_lse)
+            if first is None:
+                first = out
+                self._check_stable(case, launch, out)
+            elif case.kind == "integers":
+                why = f"{num_splits} splits give other bits than {case.splits[0]}"
+                check_same_bits(inputs, out, first, "wrong", why)
+        untouched.check()
+        return worst
+
+    def _check_stable(self, case: Case, launch: _Launch, out: torch.Tensor) -> None:
+        """The same bits from every run, and from every batch that the sequences are in."""
+        for repeat in range(case.repeats):
+            why = f"run {repeat + 2} differs from run 1: a race,"
+            check_same_bits(launch.inputs, launch.replay(), out, "unstable", why)
+        if case.regrouped:
+            order = range(launch.inputs.batch)[::-2]
+            group, rows = regroup(launch.inputs, order)
+            alone = _Launch(self, case, group, launch.knobs.num_splits).run()
+            why = "a sequence's result depends on its neighbours in the batch"
+            check_same_bits(group, alone, out[rows], "wrong", why)
 
 
-def _run(executor: Executor, calls: Sequence[KernelCall], buffers: Sequence[_Guarded]) -> None:
-    for buffer in buffers:
-        buffer.poison_all()
-    try:
-        executor.run(calls)
-    except EmulatorError as error:
-        status = "unstable" if str(error).startswith("race") else "launch_error"
-        raise Rejected(status, " ".join(str(error).split())) from error
-    for buffer in buffers:
-        buffer.check_guards()
+def regroup(inputs: DecodeInputs, order: Sequence[int]) -> tuple[DecodeInputs, list[int]]:
+    """Only these sequences, in this order, over the same caches; and their output rows in the batch that they come from."""
+    length, sequences = inputs.query_length, list(order)
+    rows = [sequence * length + token for sequence in sequences for token in range(length)]
+    scale = inputs.query_scale
+    return replace(
+        inputs,
+        query=inputs.query[rows],
+        block_tables=inputs.block_tables[sequences],
+        context_lengths=inputs.context_lengths[sequences],
+        query_scale=scale if scale is None or scale.numel() == 1 else scale[rows],
+    ), rows
+
+
+class _Launch:
+    """The calls of one decode step with their output buffers."""
+
+    def __init__(self, judge: _Judge, case: Case, inputs: DecodeInputs, num_splits: int) -> None:
+        from patune.kernels.plan import workspace_elements
+
+        self.inputs, self.knobs = inputs, replace(judge.knobs, num_splits=num_splits)
+        self._executor, device = judge.executor, judge.executor.device
+        elements = workspace_elements(judge.problem, inputs.workload(), self.knobs)
+        self.out = GuardedBuffer("out", inputs.query.shape, out_dtype(judge.problem), device, gap=1)
+        workspace = GuardedBuffer("workspace", (elements,), torch.float32, device)
+        self.lse: GuardedBuffer | None = None
+        if case.checks_lse:
+            self.lse = GuardedBuffer("lse", inputs.query.shape[:2], torch.float32, device)
+        self._buffers = [self.out, workspace, *([self.lse] if self.lse else [])]
+        self._calls = judge.plan(
+            inputs,
+            self.knobs,
+            judge.target,
+            out=self.out.inner,
+            workspace=workspace.inner if elements else None,
+            lse=self.lse.inner if self.lse else None,
+        )
+
+    def run(self) -> torch.Tensor:
+        """Launch on poisoned buffers; a copy of the output."""
+        return self._over_poison(self._executor.run)
+
+    def replay(self) -> torch.Tensor:
+        """The same once more, as serving does it: on a device from a graph."""
+        return self._over_poison(self._executor.replay)
+
+    def _over_poison(self, go: Callable[[Sequence[KernelCall]], None]) -> torch.Tensor:
+        for buffer in self._buffers:
+            buffer.poison_all()
+        try:
+            go(self._calls)
+        except EmulatorError as error:
+            status = "unstable" if str(error).startswith("race") else "launch_error"
+            raise Rejected(status, " ".join(str(error).split())) from error
+        for buffer in self._buffers:
+            buffer.check_guards()
+        return self.out.inner.clone()

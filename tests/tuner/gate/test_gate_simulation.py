@@ -40,6 +40,8 @@ class CpuExecutor:
         for call in calls:
             call.launch()
 
+    replay = run
+
 
 @dataclass
 class Simulation(Operands):
