@@ -19,7 +19,7 @@ from patune.problem import Problem, Workload
 from patune.target import Target, detect_target
 from patune.tuner.executors import GpuExecutor
 from patune.tuner.gate import run_cases, run_gate
-from patune.tuner.gate.cases import seed_plan_cases
+from patune.tuner.gate.seed_plan import seed_plan_cases
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -45,7 +45,7 @@ class Case:
         checks_lse: also compare the LSE.
         repeats: further runs, which must give the same bits; on a device they are replays of a graph.
         splits: numbers of splits to run with, where the knobs have more than one split; empty: the knobs' own. Their number is no
-            constant of the kernels. Every result is checked, and those of ``integers`` are the same bits.
+            constant of the kernels. Every result is checked; repeats and groups are those of the first.
         regrouped: also run every second sequence alone, in reverse order: its rows must have the same bits in any batch.
     """
 

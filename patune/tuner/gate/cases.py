@@ -113,13 +113,14 @@ def gate_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
         cases = [replace(c, splits=few.get(c.name, c.splits)) for c in cases]
 
     def cost(case: Case) -> tuple[bool, bool, int, int]:
-        """Powers of two: among cases of about one cost, those that name the tokens come first. Far caches take gigabytes of a device.
+        """Powers of two: among cases of about one cost, those that name the tokens come first. Far caches take gigabytes of a device,
+        and what they alone show is of no use before the rest is right.
 
         A deep sequence names no tokens, so it comes after all that do.
         """
         walked = walked_tokens(case, problem, knobs.partition_tokens)
         deep = max(case.contexts) > LONGEST
-        return bool(case.far) and not emulated, deep, walked.bit_length(), KINDS.index(case.kind)
+        return bool(case.far), deep, walked.bit_length(), KINDS.index(case.kind)
 
     return sorted(cases, key=cost)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -87,7 +88,7 @@ def run_cases(
                 reason=f"case {case.name} (window {case.window}, tile {knobs.partition_tokens}, page {problem.block_size}, "
                 f"splits {knobs.num_splits}): {verdict.reason}",
                 cases=passed,
-                error_rms=verdict.error_rms,
+                error_rms=_finite(verdict.error_rms),
                 failed_case=case.name,
                 place=verdict.place,
                 tokens=verdict.tokens,
@@ -96,6 +97,11 @@ def run_cases(
             error.add_note(f"in gate case {case.name}")
             raise
     return GateReport(status="ok", cases=len(cases), error_rms=worst)
+
+
+def _finite(error_rms: float | None) -> float | None:
+    """No number for an error that overflows: JSON has none for it."""
+    return error_rms if error_rms is not None and math.isfinite(error_rms) else None
 
 
 class _Judge:
@@ -126,29 +132,26 @@ class _Judge:
             try:
                 self._run(marker_twin(case))
             except Rejected as twin:
-                verdict.tokens = twin.tokens
+                verdict.place, verdict.tokens = twin.place, twin.tokens
                 verdict.reason += f". Its exact-set twin fails too: {twin.reason}"
             else:
-                verdict.reason += ". Its exact-set twin passes: the right tokens are seen, so scores, weights, scales or values are wrong"  # fmt: skip
+                verdict.reason += ". Its exact-set twin passes: the right tokens are seen"
             raise
 
     def _run(self, case: Case) -> float:
         inputs = build_inputs(case, self.problem, self.executor.device)
         exact, exact_lse = reference_decode(inputs, dtype=torch.float64)
         untouched = Untouched(inputs, with_caches=not case.far)
-        worst, first = 0.0, None
+        worst, stable = 0.0, False
         for num_splits in case.splits or (self.knobs.num_splits,):
             launch = _Launch(self, case, inputs, num_splits)
             out = launch.run()
             worst = max(worst, check_out(case, self.problem, inputs, out, exact, exact_lse))
             if launch.lse is not None:
                 check_lse(self.problem, inputs, launch.lse.inner.double(), exact_lse)
-            if first is None:
-                first = out
+            if not stable:
                 self._check_stable(case, launch, out)
-            elif case.kind == "integers":
-                why = f"{num_splits} splits give other bits than {case.splits[0]}"
-                check_same_bits(inputs, out, first, "wrong", why)
+                stable = True
         untouched.check()
         return worst
 

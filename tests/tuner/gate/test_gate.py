@@ -16,7 +16,9 @@ from test_gate_simulation import (
 
 from patune.errors import EmulatorError
 from patune.tuner.gate import GateReport, run_cases, run_gate
-from patune.tuner.gate.cases import gate_cases, seed_plan_cases
+from patune.tuner.gate.cases import gate_cases
+from patune.tuner.gate.seed_plan import seed_plan_cases
+from patune.tuner.gate.verdict import Place, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,38 +66,46 @@ def test_a_correct_kernel_passes(fields: dict[str, Any], splits: int) -> None:
 WINDOWED = {"windowed": True}
 MTP = {"query_length": 4}
 SINKS = {"sinks": True}
+EDGES, SUMS, PEAKS = "markers/edges/window0", "integers/splits", "peaked/edges"
+RANDOM, RAGGED = "random/edges", "random/ragged"
 BUGS: list[tuple[str, dict[str, Any], str, str, str]] = [
     # bug, problem, status, failing case, words of the reason
-    ("window narrow", WINDOWED, "wrong", "markers/window1", "weight on token 0"),
-    ("window wide", WINDOWED, "nonfinite", "random/crossing", "something unused was read"),
-    ("window wide", WINDOWED | MTP, "nonfinite", "random/crossing", "something unused was read"),
-    ("window of the last row", WINDOWED | MTP, "wrong", "random/crossing", "10 of 16 rows"),
-    ("not causal", MTP, "wrong", "markers/edges", "context 3), query token 0, head 0 (KV head 0) sees no token"),
-    ("causal late", MTP, "wrong", "markers/edges", "too little weight on token 0"),
-    ("causal late", {}, "wrong", "markers/edges", "sequence 1 (context 1), query token 0"),
-    ("token lost at tile edge", {}, "wrong", "markers/edges", "too little weight on token 128"),
-    ("tokens of early rows lost at split edge", MTP, "wrong", "markers/edges", "too little weight on token 125-126"),
-    ("tile twice", {}, "wrong", "markers/edges", "sequence 4 (context 129)"),
-    ("last tile lost", {}, "wrong", "markers/edges", "too little weight on token 128"),
-    ("value tail unmasked", {}, "nonfinite", "markers/edges", "something unused was read"),
-    ("zeros", {}, "wrong", "markers/edges", "of 129 tokens"),
-    ("page offset missing", {}, "wrong", "markers/edges", "too much weight on token 0-31"),
-    ("table row", {}, "launch_error", "markers/edges", "load outside of key_ptr"),
-    ("sink scaled", SINKS, "wrong", "markers/edges", "of 1 tokens in sequence 1 (context 1)"),
-    ("sink per split", SINKS, "wrong", "markers/edges", "of 129 tokens"),
-    ("sink of head 0", SINKS, "wrong", "markers/edges", "head 3 (KV head 0)"),
-    ("sink overflows", SINKS, "wrong", "peaked/tile", "relative RMS error"),
-    ("scale missing", {}, "wrong", "random/heads", "relative RMS error"),
-    ("heads interleaved", {}, "wrong", "random/heads", "6 of 8 rows"),
-    ("keys of head 0", {}, "wrong", "random/heads", "4 of 8 rows"),
-    ("rows transposed", MTP, "wrong", "markers/edges", "sees no token: expected zeros"),
-    ("stale rows", {}, "nonfinite", "markers/edges", "they were not written"),
-    ("context 0 unwritten", {}, "nonfinite", "markers/edges", "sequence 0 (context 0)"),
-    ("empty rows divide by zero", {}, "nonfinite", "markers/edges", "0 / 0"),
-    ("lse base 2", {}, "wrong", "random/heads", "it is in base 2"),
-    ("lse with sink", SINKS, "wrong", "random/heads", "lse 6."),
-    ("noise", {}, "unstable", "peaked/tile", "run 2 differs from run 1 in sequence 0"),
-    ("overrun", {}, "wrong", "markers/edges", "1 elements between rows of out"),
+    ("window narrow", WINDOWED, "wrong", RAGGED, "too little weight on token 969"),
+    ("window wide", WINDOWED, "nonfinite", RAGGED, "something unused was read"),
+    ("window wide", WINDOWED | MTP, "nonfinite", RAGGED, "something unused was read"),
+    ("window of the last row", WINDOWED | MTP, "wrong", RAGGED, "too little weight on token 966-968"),
+    ("not causal", MTP, "wrong", SUMS, "too much weight on token 386-388"),
+    ("causal late", MTP, "wrong", SUMS, "too little weight on token 385"),
+    ("causal late", {}, "wrong", SUMS, "too little weight on token 129"),
+    ("token lost at tile edge", {}, "wrong", SUMS, "too little weight on token 128"),
+    ("tokens of early rows lost at split edge", MTP, "wrong", SUMS, "too little weight on token 125-127, 253-255, 381-383"),
+    ("tile twice", {}, "wrong", SUMS, "a channel is off by 32 of 389 tokens in sequence 1 (context 389)"),
+    ("last tile lost", {}, "wrong", SUMS, "too little weight on token 384-388"),
+    ("value tail unmasked", {}, "nonfinite", SUMS, "something unused was read"),
+    ("zeros", {}, "wrong", SUMS, "too little weight on token 0-129"),
+    ("page offset missing", {}, "wrong", SUMS, "too little weight on token 128-255, too much weight on token 0-127"),
+    ("table row", {}, "nonfinite", SUMS, "something unused was read"),
+    ("sink scaled", SINKS, "wrong", RANDOM, "of 20 tokens in sequence 0 (context 20)"),
+    ("sink per split", SINKS, "wrong", SUMS, "of 130 tokens"),
+    ("sink of head 0", SINKS, "wrong", RANDOM, "head 4 (KV head 1)"),
+    ("sink overflows", SINKS, "nonfinite", PEAKS, "0 / 0"),
+    ("scale missing", {}, "wrong", SUMS, "Its exact-set twin passes: the right tokens are seen"),
+    ("heads interleaved", {}, "wrong", RANDOM, "12 of 16 rows"),
+    ("keys of head 0", {}, "wrong", RANDOM, "8 of 16 rows"),
+    ("rows transposed", MTP, "wrong", SUMS, "24 of 32 rows are off"),
+    ("stale rows", {}, "nonfinite", SUMS, "they were not written"),
+    ("context 0 unwritten", {}, "nonfinite", EDGES, "sequence 0 (context 0)"),
+    ("empty rows divide by zero", {}, "nonfinite", EDGES, "0 / 0"),
+    ("lse base 2", {}, "wrong", SUMS, "it is in base 2"),
+    ("lse with sink", SINKS, "wrong", SUMS, "lse 5.3215, expected 5.3166"),
+    ("noise", {}, "unstable", PEAKS, "run 2 differs from run 1: a race, in 1 of 24 rows, first in sequence 5"),
+    ("overrun", {}, "wrong", SUMS, "1 elements between rows of out"),
+    ("maximum not subtracted", {}, "nonfinite", PEAKS, "sequence 0 (context 129)"),
+    ("maximum of 0", {}, "wrong", PEAKS, "sequence 1 (context 129)"),
+    ("coarse partial results", {}, "wrong", SUMS, "sums of small integers are exact"),
+    ("first split only", {}, "wrong", SUMS, "too little weight on token 128-132"),
+    ("depends on the batch", {}, "wrong", RANDOM, "a sequence's result depends on its neighbours in the batch"),
+    ("lengths written", {}, "wrong", SUMS, "context_lengths was written"),
 ]  # fmt: skip
 
 
@@ -146,7 +156,7 @@ def test_a_correct_kernel_passes_the_device_cases(fields: dict[str, Any]) -> Non
         ("tile twice", {}, "wrong"),
         ("noise", {}, "run 2 differs"),
         ("window of the last row", WINDOWED | MTP, "too little weight"),
-        ("32-bit offsets", {}, "case random/far/window0"),
+        ("32-bit offsets", {}, "case random/far_pages"),
     ],
 )
 def test_the_device_cases_reject_planted_bugs(bug: str, fields: dict[str, Any], words: str) -> None:
@@ -209,7 +219,7 @@ def test_what_the_emulator_refuses_is_a_verdict() -> None:
     problem, knobs, plan = make_problem(), make_knobs(), Simulation().plan
     race = BrokenExecutor(EmulatorError("race in shared memory: byte 16"))
     report = run_gate(problem, knobs, TARGET, race, plan=plan)
-    assert (report.status, report.cases, report.failed_case) == ("unstable", 0, "markers/edges")
+    assert (report.status, report.cases, report.failed_case) == ("unstable", 0, SUMS)
     assert report.reason.endswith("race in shared memory: byte 16")
     report = run_gate(problem, knobs, TARGET, BrokenExecutor(EmulatorError("v_foo")), plan=plan)
     assert report.status == "launch_error"
@@ -219,13 +229,14 @@ def test_a_device_error_goes_to_the_worker_with_the_case() -> None:
     executor = BrokenExecutor(RuntimeError("Triton Error [CUDA]: an illegal memory access"))
     with pytest.raises(RuntimeError, match="illegal memory access") as caught:
         run_gate(make_problem(), make_knobs(), TARGET, executor, plan=Simulation().plan)
-    assert caught.value.__notes__ == ["in gate case markers/edges"]
+    assert caught.value.__notes__ == [f"in gate case {SUMS}"]
 
 
 def test_the_verdict_is_the_same_every_time() -> None:
     first, second = (gate("page offset missing", make_problem()) for _ in range(2))
     assert first == second
-    assert first.error_rms == second.error_rms is not None
+    assert first.place == Place(sequence=1, context=389, query_token=0, head=0, kv_head=0)
+    assert first.tokens == Tokens(missed=((128, 255),), extra=((0, 127),))
 
 
 def test_the_default_plan_is_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:

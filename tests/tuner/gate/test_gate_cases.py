@@ -14,21 +14,23 @@ from patune.kernels.hopper_copy import PAGE_SLOTS
 from patune.kernels.knobs import CdnaKnobs, HopperKnobs
 from patune.kernels.reference import reference_decode, visible_tokens
 from patune.problem import KV_LAYOUTS, Problem
-from patune.tuner.gate.cases import (
-    DEEPEST,
-    EMULATED_BUDGET,
-    LONGEST_ON_DEVICE,
-    QUANTISED_BUDGET,
-    RING_PAGES,
-    Case,
-    first_seen,
-    gate_cases,
-    seed_plan_cases,
-    walked_tokens,
+from patune.tuner.gate.case import Case, first_seen, role_of, walked_tokens
+from patune.tuner.gate.cases import DEEPEST, RING_PAGES, gate_cases
+from patune.tuner.gate.edges import (
+    LONGEST,
+    affordable,
+    context_edges,
+    peak_edges,
+    split_edges,
+    window_edges,
+    windowed_edges,
 )
+from patune.tuner.gate.seed_plan import seed_plan_cases
 from patune.tuner.gate.tensors import PRIMES, UNUSED_ENTRY, build_inputs
 
 CPU = torch.device("cpu")
+EMULATED_TOKENS = 16_384  # walked by a whole gate, at 30 us per token on one core
+QUANTISED_TOKENS = 5 * 256  # more for an fp8 cache: five tiles
 torch.set_num_threads(
     1
 )  # small tensors: on a busy machine threads that wait for each other take 4 times as long
@@ -45,23 +47,47 @@ def make_knobs(tile: int, splits: int) -> CdnaKnobs:
 @pytest.mark.parametrize("tile", [64, 128, 256])
 @pytest.mark.parametrize("windowed", [False, True])
 def test_emulated_cases_stay_within_their_budget(tile: int, windowed: bool) -> None:
-    for page, length, splits in itertools.product((16, 128, 1024), (1, 2, 4, 16), (1, 4, 128)):
-        problem = make_problem(block_size=page, query_length=length, windowed=windowed)
+    for page, length, splits, layout in itertools.product(
+        (16, 128, 1024), (1, 2, 4, 16), (1, 4, 128), ("aiter", "nhd")
+    ):
+        problem = make_problem(
+            block_size=page, query_length=length, windowed=windowed, kv_layout=layout
+        )
         knobs = make_knobs(tile, splits)
         cases = gate_cases(problem, knobs, emulated=True)
         costs = [walked_tokens(case, problem, tile) for case in cases]
-        assert EMULATED_BUDGET // 4 < sum(costs) <= EMULATED_BUDGET
-        assert [c.bit_length() for c in costs] == sorted(c.bit_length() for c in costs)
-        quantised = replace(problem, kv_dtype="fp8_e4m3fn", kv_quant="per_token", fp8_math=True)
-        more = gate_cases(replace(quantised, softcap=True), knobs, emulated=True)
-        total = sum(walked_tokens(case, problem, tile) for case in more)
-        assert sum(costs) < total <= EMULATED_BUDGET + QUANTISED_BUDGET
+        assert EMULATED_TOKENS // 4 < sum(costs) <= EMULATED_TOKENS
+        near = [c.bit_length() for c, case in zip(costs, cases, strict=True) if not case.far]
+        assert near == sorted(near), "cheapest first"
+        assert [bool(case.far) for case in cases] == sorted(bool(case.far) for case in cases)
+        quantised = replace(problem, kv_dtype="fp8_e4m3fn", kv_quant="per_token", softcap=True)
+        more = gate_cases(quantised, knobs, emulated=True)
+        total = sum(walked_tokens(case, quantised, tile) for case in more)
+        heads = 2 if layout == "nhd" else 1
+        assert total <= EMULATED_TOKENS + QUANTISED_TOKENS * heads
+        assert len(more) == len(cases) + 3, "extreme scales, large rows, small rows"
+
+
+def test_wide_heads_and_rings_walk_less_in_the_emulator() -> None:
+    problem = make_problem(block_size=1024, head_dim=128)
+    knobs = make_knobs(128, 4)
+    plain = longest_list(problem, knobs)
+    assert plain > longest_list(replace(problem, head_dim=256), knobs)
+    assert plain > longest_list(problem, replace(knobs, lds_ring=True, num_stages=2))
+
+
+def longest_list(problem: Problem, knobs: CdnaKnobs) -> int:
+    cases = gate_cases(problem, knobs, emulated=True)
+    (edges,) = (c for c in cases if role_of(c.name) == "markers/edges")
+    return walked_tokens(edges, problem, knobs.partition_tokens)
 
 
 def test_walked_tokens_are_whole_tiles_of_what_is_seen() -> None:
     case = Case(name="x", kind="random", contexts=(0, 1, 128, 129, 1000), kv_heads=2, repeats=1)
     assert walked_tokens(case, make_problem(), 128) == (0 + 1 + 1 + 2 + 8) * 128 * 2 * 2
     windowed = Case(name="x", kind="random", contexts=(1000,), window=128)
+    again = replace(case, repeats=0, splits=(2, 3), regrouped=True)  # every second: 1000, 128, 0
+    assert walked_tokens(again, make_problem(), 128) == (12 * 2 + 8 + 1 + 0) * 128 * 2
     # tokens 872..999 lie in tiles 6 and 7; three query tokens earlier it is 869
     assert walked_tokens(windowed, make_problem(windowed=True), 128) == 2 * 128
     assert walked_tokens(windowed, make_problem(windowed=True, query_length=4), 64) == 3 * 64
@@ -80,29 +106,100 @@ def test_walked_tokens_are_whole_tiles_of_what_is_seen() -> None:
     ],
     ids=str,
 )
-def test_every_list_has_the_edges(fields: dict[str, Any], emulated: bool) -> None:
+def test_every_list_has_every_kind_of_case(fields: dict[str, Any], emulated: bool) -> None:
     problem = make_problem(**fields)
     cases = gate_cases(problem, make_knobs(128, 4), emulated=emulated)
     contexts = {c for case in cases for c in case.contexts}
     length = problem.query_length
-    assert {0, length} <= contexts
-    assert {case.kind for case in cases} == {"markers", "random", "peaked"}
-    assert sum(case.checks_lse for case in cases) == 1
+    assert {0, length, 1024 + length} & contexts
+    assert {case.kind for case in cases} == {"markers", "integers", "random", "peaked"}
+    assert {role_of(case.name) for case in cases} >= {
+        "markers/edges", "integers/splits", "peaked/edges", "random/edges", "random/ragged", "random/far_pages",
+        "random/far_heads",
+    }  # fmt: skip
+    assert {role_of(case.name) for case in cases if case.checks_lse} == {
+        "integers/splits", "peaked/edges", "random/edges",
+    }  # fmt: skip
     assert any(case.repeats for case in cases)
+    assert any(case.regrouped and len(case.contexts) > 1 for case in cases)
     assert any(case.scale_factor != 1.0 for case in cases)
+    assert any(case.offset for case in cases)
     assert any(case.shared_pages for case in cases)
-    assert max(case.kv_heads for case in cases) >= 2
+    assert any(case.interleaved for case in cases)
+    assert any(case.wide_values for case in cases)
+    assert max(case.kv_heads for case in cases) >= 3
     assert len({case.name for case in cases}) == len(cases)
+    assert all((case.window > 0) == problem.windowed for case in cases)
     if problem.windowed:
-        assert {1, 128, 131, 5000} <= {case.window for case in cases}
-        assert all(case.window > 0 for case in cases)
+        assert {1, 128, 131} <= {case.window for case in cases}
     else:
-        assert {128, 1024, 128 + length - 1} <= contexts
-        assert all(case.window == 0 for case in cases)
+        assert {128, 128 + length - 1} <= contexts
+        assert (emulated and problem.head_dim > 128) or {1024, 1025} <= contexts
     if not emulated:
         assert {1, length - 1, 127, 128, 129, 1023, 1024, 1025, 511, 512, 513} <= contexts
-        assert sorted(contexts)[-2] <= LONGEST_ON_DEVICE < max(contexts)
+        assert sorted(contexts)[-2] <= LONGEST < max(contexts)
         assert {2, 3, 4} <= {case.kv_heads for case in cases}
+
+
+def test_edges_follow_the_problem_and_the_knobs() -> None:
+    problem = make_problem(block_size=512, query_length=3)
+    knobs = make_knobs(64, 5)
+    edges = context_edges(problem, knobs, 5)
+    # tile, two warps' shares of it, page, 16-byte vector, a round of all splits, each with its neighbours; the query
+    for edge in (64, 32, 128, 512, 8, 5 * 64):
+        assert {edge - 1, edge, edge + 1} <= set(edges)
+    assert {0, 1, 2, 3, 4, 64 + 2, 5 * 64 + 2, 2 * 5 * 64, 2 * 5 * 64 + 1} <= set(edges)
+    assert edges[:3] == (0, 3, 1), "the most telling first"
+    assert len(set(edges)) == len(edges)
+    assert max(context_edges(problem, replace(knobs, num_splits=128), 128)) <= LONGEST
+    assert window_edges(problem, knobs) == (0,)
+    windowed = replace(problem, windowed=True)
+    assert window_edges(windowed, knobs) == (1, 67, 128, 64, 65, 63, 512, 513, 511, 1500, 5000)
+    # the window of the first of three query tokens starts at token 0, 1, 64 and 512 of these
+    starts = windowed_edges(windowed, knobs, 5, 67)
+    assert {69, 70, 69 + 64, 69 + 512} <= set(starts)
+    for context in (69, 70, 133, 581):
+        assert first_seen(context, windowed, 67) == context - 69
+
+
+def test_split_edges_are_those_of_the_reduce_chunk() -> None:
+    knobs = replace(make_knobs(64, 5), reduce_chunk=8)
+    assert split_edges(knobs) == (5, 2, 9, 8)
+    assert split_edges(replace(knobs, num_splits=1)) == ()
+    assert split_edges(replace(knobs, num_splits=128)) == (128, 2, 9, 8)
+    problem = make_problem(block_size=64)
+    (device,) = (c for c in gate_cases(problem, knobs, emulated=False) if c.kind == "integers")
+    (emulated,) = (c for c in gate_cases(problem, knobs, emulated=True) if c.kind == "integers")
+    assert device.splits == (5, 2, 9, 8)
+    assert emulated.splits == (2, 9)
+    many = replace(knobs, num_splits=100)
+    splits = {c.name: c.splits for c in gate_cases(problem, many, emulated=True)}
+    assert splits.pop("random/ragged") == (), "one case has as many as the knobs"
+    assert splits.pop("integers/splits") == (2, 9)
+    assert set(splits.values()) == {(2,)}
+    one_shot = gate_cases(problem, replace(knobs, num_splits=1), emulated=True)
+    assert {c.splits for c in one_shot} == {()}
+
+
+def test_peaks_lie_at_the_ends_of_what_is_seen_and_at_edges_inside() -> None:
+    problem, knobs = make_problem(block_size=256), make_knobs(128, 2)
+    assert set(peak_edges(problem, knobs, 300, 0)) == {
+        0, 299, 127, 128, 255, 256, 63, 64, 7, 8,
+    }  # fmt: skip
+    assert set(peak_edges(replace(problem, windowed=True), knobs, 300, 100)) == {
+        200, 299, 255, 256,
+    }  # fmt: skip
+
+
+def test_affordable_keeps_the_most_telling() -> None:
+    problem = make_problem()
+    assert affordable((300, 0, 128, 129, 1), problem, 0, 128, 640) == (0, 1, 128, 300)
+    assert affordable((300,), problem, 0, 128, 383) == ()
+
+
+def test_roles_are_names_without_numbers() -> None:
+    assert role_of("markers/edges/window128") == "markers/edges"
+    assert role_of("random/far_pages") == "random/far_pages"
 
 
 @pytest.mark.parametrize("windowed", [False, True])
@@ -206,36 +303,6 @@ def test_markers_tell_every_token_and_every_run_of_tokens() -> None:
         assert len(codes.unique(dim=0)) == min(len(codes), half // 16 * PRIMES[half])
 
 
-@pytest.mark.parametrize("layout", KV_LAYOUTS)
-def test_far_pages_lie_beyond_32_bit_offsets(layout: str) -> None:
-    problem = make_problem(block_size=16, kv_layout=layout)
-    near = Case(name="f", kind="random", contexts=(40, 17), kv_heads=2)
-    far_inputs = build_inputs(replace(near, far_pages=True), problem, CPU)
-    inputs = build_inputs(near, problem, CPU)
-    table = far_inputs.block_tables
-    last = int(table[table != UNUSED_ENTRY].max())
-    for far, cache in (
-        (far_inputs.key_cache, inputs.key_cache),
-        (far_inputs.value_cache, inputs.value_cache),
-    ):
-        assert far.stride(0) * last >= 2**31
-        assert far.stride(0) % 16 == 0
-        assert far.stride()[1:] == cache.stride()[1:]
-        assert torch.equal(far.nan_to_num(7.0), cache.nan_to_num(7.0))
-    assert far_inputs.problem == problem
-
-
-def test_the_peak_takes_the_weight() -> None:
-    problem = make_problem(block_size=16, head_dim=128)
-    case = Case(name="p", kind="peaked", contexts=(50, 50), peaks=(0, 33))
-    inputs = build_inputs(case, problem, CPU)
-    out, _ = reference_decode(inputs)
-    values = from_layout(inputs.value_cache, "aiter", is_value=True)
-    for sequence, token in enumerate(case.peaks):
-        page = int(inputs.block_tables[sequence, token // 16])
-        torch.testing.assert_close(out[sequence, 0], values[page, token % 16, 0].float())
-
-
 def test_the_seed_plan_is_complete() -> None:
     plan = seed_plan_cases()
     page_1024 = [s for s in plan if s.problem.block_size == 1024]
@@ -246,7 +313,7 @@ def test_the_seed_plan_is_complete() -> None:
     assert {s.problem.kv_layout for s in plan} == {"aiter"}
     for entry in plan:
         assert entry.problem.windowed == (entry.case.window > 0)
-        assert max(entry.case.contexts) <= LONGEST_ON_DEVICE
+        assert max(entry.case.contexts) <= LONGEST
         assert min(entry.case.contexts) >= entry.problem.query_length
     ragged = next(s.case for s in plan if len(s.case.contexts) == 128)
     assert len(set(ragged.contexts)) > 100
@@ -263,7 +330,7 @@ def test_a_ring_of_pages_comes_round_in_every_emulated_list() -> None:
     } - {"random/deep"}
     for knobs, splits in ((ring, 2), (replace(ring, num_splits=1), 1)):
         (deep,) = (c for c in gate_cases(problem, knobs, emulated=True) if c.name == "random/deep")
-        assert deep.most_splits == 2
+        assert (deep.splits or (knobs.num_splits,)) == (splits,)
         tiles_of_the_last_split = deep.contexts[0] // 64 // splits
         assert tiles_of_the_last_split > RING_PAGES + ring.num_stages - 1
         assert deep.window == 0

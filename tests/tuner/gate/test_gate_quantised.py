@@ -39,7 +39,7 @@ RIGHT: list[dict[str, Any]] = [
 def gate(bug: str, fields: dict[str, Any], *, emulated: bool) -> GateReport:
     """The gate without its far pages, which take a buffer of gigabytes and have a test of their own."""
     problem, knobs = make_problem(**fields), make_knobs(tile=64)
-    cases = [c for c in gate_cases(problem, knobs, emulated=emulated) if not c.far_pages]
+    cases = [c for c in gate_cases(problem, knobs, emulated=emulated) if not c.far]
     return run_cases(cases, problem, knobs, TARGET, CpuExecutor(), plan=Simulation(bug).plan)
 
 
@@ -137,5 +137,5 @@ def test_a_planted_bug_is_rejected_on_the_device(bug: str, fields: dict[str, Any
 def test_the_reasons_name_what_is_wrong() -> None:
     assert "cache was written" in gate("cache written", {}, emulated=True).reason
     capped = gate("softcap ignored", CAP, emulated=True)
-    assert capped.failed_case == "random/heads"
+    assert capped.failed_case == "random/edges"
     assert "relative RMS error" in capped.reason

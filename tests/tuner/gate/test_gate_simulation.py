@@ -16,7 +16,7 @@ from patune.kernels.plan import workspace_elements
 from patune.kernels.reference import reference_decode
 from patune.problem import Problem
 from patune.target import Target
-from patune.tuner.gate.cases import Case
+from patune.tuner.gate.case import Case
 from patune.tuner.gate.tensors import build_inputs
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class Simulation(Operands):
             self.decode(inputs, knobs.partition_tokens, knobs.num_splits, out, lse)
             if self.bug == "cache written":
                 inputs.value_cache[-1] = 0
+            if self.bug == "lengths written":
+                inputs.context_lengths.as_strided((1,), (1,), 0).zero_()
 
         return [KernelCall(kernel={(1, 1, 1): kernel}, grid=(1, 1, 1), arguments={}, constants={})]
 
@@ -95,12 +97,18 @@ class Simulation(Operands):
             acc = torch.zeros(length, q_heads, inputs.query.shape[2])
             top = torch.full((length, q_heads), FLAT)
             for split in range(splits):
+                if split and self.bug == "first split only":
+                    break
                 m, s, o = self.walk(inputs, sequence, context, tile, splits, split)
+                if self.bug == "coarse partial results":
+                    o = o.bfloat16().float()
                 new_top = torch.maximum(top, m)
                 safe = torch.where(new_top == FLAT, 0.0, new_top)
                 old, new = torch.exp(top - safe), torch.exp(m - safe)
                 total, top = total * old + s * new, new_top
                 acc = acc * old[..., None] + o * new[..., None]
+            if self.bug == "depends on the batch" and inputs.batch == 1:
+                acc = acc * (1 + 2**-8)
             self.write(inputs, sequence, acc, total, top, splits, out, lse)
         if self.bug == "noise" and self.runs > 1:
             out[-1, -1] *= 1.01
@@ -168,6 +176,10 @@ class Simulation(Operands):
                 torch.zeros(length, q_heads, head_dim),
             )
         top = scores.amax(-1)
+        if self.bug == "maximum of 0":
+            top = top.clamp(min=0)
+        if self.bug == "maximum not subtracted":
+            top = torch.zeros_like(top)
         probs = torch.exp(scores - torch.where(top == FLAT, 0.0, top)[..., None])
         grouped = probs.view(length, inputs.kv_heads, -1, len(token))
         return top, probs.sum(-1), self.weigh(inputs, grouped, values, value_scale).flatten(1, 2)
@@ -282,7 +294,7 @@ def oracle_plan(
     """A perfect kernel for every problem, the quantised ones included."""
 
     def kernel() -> None:
-        exact, exact_lse = reference_decode(inputs)
+        exact, exact_lse = reference_decode(inputs, dtype=torch.float64)
         out.copy_(exact)
         if lse is not None:
             lse.copy_(exact_lse)

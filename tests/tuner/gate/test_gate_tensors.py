@@ -13,7 +13,8 @@ from patune.kernels.knobs import CdnaKnobs
 from patune.kernels.reference import reference_decode
 from patune.kernels.validate import check_inputs
 from patune.problem import KV_LAYOUTS, Problem
-from patune.tuner.gate.cases import LARGE_ROWS, SMALL_ROWS, Case, gate_cases
+from patune.tuner.gate.case import Case
+from patune.tuner.gate.cases import LARGE_ROWS, SMALL_ROWS, gate_cases
 from patune.tuner.gate.tensors import UNUSED_ENTRY, build_inputs
 
 CPU = torch.device("cpu")
@@ -57,7 +58,7 @@ def test_every_case_is_valid_and_poses_its_problem(
     names = set()
     for case in gate_cases(problem, KNOBS, emulated=emulated):
         names.add(case.name)
-        if not case.far_pages:
+        if not case.far:
             inputs = build_inputs(case, problem, CPU)
             check_inputs(inputs)
             assert inputs.problem == problem
@@ -69,13 +70,14 @@ def test_every_case_is_valid_and_poses_its_problem(
 
 def test_a_16_bit_cache_has_the_cases_that_it_had() -> None:
     fields: dict[str, Any] = {"block_size": 16, "head_dim": 64, "qg": 2}
-    for emulated, count in ((True, 5), (False, 7)):
+    for emulated, count in ((True, 7), (False, 9)):
         cases = gate_cases(Problem(**fields), KNOBS, emulated=emulated)
         capped = gate_cases(Problem(**fields, softcap=True), KNOBS, emulated=emulated)
         assert len(cases) == len(capped) == count
         assert {c.softcap for c in cases} == {0.0}
         assert {c.softcap for c in capped} == {5.0, 20.0, 30.0}
         assert all(c.checks_lse for c in capped if c.kind != "markers")
+        assert not any(c.offset for c in capped), "a cap would make all scores of an offset alike"
 
 
 @pytest.mark.parametrize("quant", ["per_tensor", "per_token"])
@@ -194,11 +196,14 @@ def test_interleaved_halves_lie_in_one_poisoned_tensor(layout: str, dtype: str) 
     key, value = together.key_cache, together.value_cache
     assert key.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
     assert key.stride() == value.stride()
-    page = key[0].numel()
-    memory = key.as_strided((len(key), key.stride(0)), (key.stride(0), 1)).float()
-    offset = value.storage_offset()
+    page, begin = key[0].numel(), key.storage_offset()
+    memory = key.as_strided((len(key), key.stride(0)), (key.stride(0), 1), begin).float()
+    offset = value.storage_offset() - begin
     assert memory[:, page:offset].isnan().all()
     assert memory[:, offset + page :].isnan().all()
+    before = key.as_strided((begin,), (1,), 0).float()
+    assert len(before) == key.stride(0)
+    assert before.isnan().all()
     for near, far in ((apart.key_cache, key), (apart.value_cache, value)):
         assert torch.equal(near.float().nan_to_num(9.0), far.float().nan_to_num(9.0))
 
