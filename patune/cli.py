@@ -19,9 +19,11 @@ from patune.cli_options import (
     db_option,
     filters,
     given,
+    jobs_option,
     json_option,
     many_keys,
     one_key,
+    pack_option,
     parse_duration,
     split_variant,
     target_option,
@@ -191,7 +193,7 @@ def _run(options: SweepOptions, path: Path, as_json: bool) -> int:
     show_default=True,
     help="Default knobs of a small and a large batch; or these and each knob moved alone to all its values.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per CPU.")
+@jobs_option
 @json_option
 @click.pass_context
 def check(
@@ -227,6 +229,42 @@ def _check(options: CheckOptions, jobs: int | None, as_json: bool) -> int:
     else:
         table.end(report)
     return report.exit_code
+
+
+@main.command()
+@filters()
+@pack_option
+@jobs_option
+@db_option
+@json_option
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    /,
+    target: str | None,
+    pack: Path | None,
+    jobs: int | None,
+    db: Path | None,
+    as_json: bool,
+    **core: int | None,
+) -> None:
+    """Run the correctness gate again on stored winners.
+
+    They are built and gated with what is here now: this Triton, this compiler, these kernels. gfx942 and gfx950 run in the ISA emulator,
+    sm_90 on any GPU of that architecture. Nothing is timed, nothing is written. Exits 1 when a winner no longer passes, 4 when none fails
+    but some could not be verified here.
+    """
+    from patune import verify_table
+    from patune.tuner.verify import read_winners, verify_winners
+
+    source, winners = read_winners(db, pack, arch=target, **core)
+    with verify_table.progress() as notify:
+        report = verify_winners(source, winners, jobs=jobs, notify=notify)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        verify_table.print_verification(report)
+    ctx.exit(report.exit_code)
 
 
 @main.command("list")

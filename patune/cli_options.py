@@ -232,6 +232,12 @@ targets_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of a table."
 )
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per CPU."
+)
+pack_option = click.option(
+    "--pack", type=click.Path(path_type=Path), help="A pack file in the place of the database."
+)
 db_option = click.option(
     "--db",
     type=click.Path(path_type=Path),

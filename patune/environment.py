@@ -66,6 +66,11 @@ class Environment(Record):
         """Trials are comparable, and a sweep resumes, only where this is equal."""
         return digest(self.to_dict())
 
+    def changes_to(self, other: Environment) -> dict[str, tuple[str | bool, str | bool]]:
+        """The fields that ``other`` has otherwise: the value here, and there."""
+        here, there = self.to_dict(), other.to_dict()
+        return {name: (here[name], there[name]) for name in here if here[name] != there[name]}
+
 
 def code_of(source: str) -> str:
     """Python source without comments, docstrings and blank lines. The same text under every Python version, unlike a syntax tree."""

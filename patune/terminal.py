@@ -33,7 +33,7 @@ def result_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=PIPE_COLUMNS)
 
 
-def _table(headings: Mapping[str, str]) -> Table:
+def make_table(headings: Mapping[str, str]) -> Table:
     """A table without lines; ``headings`` maps each to its alignment."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading, alignment in headings.items():
@@ -51,7 +51,7 @@ def _grid(columns: int) -> Table:
     return grid
 
 
-def _key_cells(problem: Mapping[str, Any], workload: Mapping[str, Any]) -> tuple[str, str, str]:
+def key_cells(problem: Mapping[str, Any], workload: Mapping[str, Any]) -> tuple[str, str, str]:
     """Cells under ``KEY_HEADINGS``."""
     core = f"{problem['block_size']}/{problem['head_dim']}/{problem['qg']}"
     return core, f"{workload['batch']} x {workload['kv_heads']}", str(workload["context"])
@@ -61,7 +61,7 @@ def _winner_table(winners: Sequence[Mapping[str, Any]], evidence: str) -> Table:
     """Rows of one target and one kind of evidence; a winner may bring ``failed``, a count of trials."""
     measured = evidence == "measured"
     trials = "trials\n(failed)" if any("failed" in winner for winner in winners) else "trials"
-    table = _table(
+    table = make_table(
         {
             **KEY_HEADINGS,
             "knobs": "left",
@@ -74,7 +74,7 @@ def _winner_table(winners: Sequence[Mapping[str, Any]], evidence: str) -> Table:
     for winner in winners:
         default_score, failed = winner["default_score"], winner.get("failed")
         table.add_row(
-            *_key_cells(winner["problem"], winner["workload"]),
+            *key_cells(winner["problem"], winner["workload"]),
             wording.knobs_text(winner["knobs"]),
             wording.short_score(winner),
             "-" if default_score is None else f"{default_score:.{1 if measured else 0}f}",
@@ -117,11 +117,11 @@ def print_plan(keys: Sequence[Mapping[str, Any]], path: Path) -> None:
     variants = [wording.variant_text(planned["key"]) for planned in keys]
     if any(variants):
         headings["variant"] = "left"
-    table = _table(headings | {"feasible\nknobs": "right", "trials": "right"})
+    table = make_table(headings | {"feasible\nknobs": "right", "trials": "right"})
     for planned, variant in zip(keys, variants, strict=True):
         key = planned["key"]
         table.add_row(
-            *_key_cells(key, key["workload"]),
+            *key_cells(key, key["workload"]),
             wording.knobs_text(planned["default"]),
             *([variant] if any(variants) else []),
             str(planned["pool"]),
@@ -198,9 +198,9 @@ def print_answer(answer: Mapping[str, Any]) -> None:
 def print_import(report: Mapping[str, Any], path: Path) -> None:
     """``patune import``: what became of each winner, and the totals."""
     console = result_console()
-    table = _table({"target": "left", **KEY_HEADINGS, "winner": "left", "because": "left"})
+    table = make_table({"target": "left", **KEY_HEADINGS, "winner": "left", "because": "left"})
     for entry in report["entries"]:
-        key = _key_cells(entry["problem"], entry["workload"])
+        key = key_cells(entry["problem"], entry["workload"])
         fate = Text(entry["fate"], style=FATE_STYLES[entry["fate"]])
         reason = ", ".join(filter(None, (wording.variant_text(entry["problem"]), entry["reason"])))
         table.add_row(entry["target"]["arch"], *key, fate, Text(reason))
@@ -225,7 +225,7 @@ def print_key(record: Mapping[str, Any], path: Path) -> None:
         console.print(Text("no winner: nothing passed the gate", style="yellow"))
     else:
         _print_winner(console, winner)
-    trials = _table(
+    trials = make_table(
         {"#": "right", "knobs": "left", "from": "left", "status": "left", "score or reason": "left"}
     )
     for trial in record["trials"]:
@@ -279,7 +279,9 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         grid.add_row(Text(finding.state, style=STATE_STYLES[finding.state]), finding.name, detail)
     console.print(grid)
     console.print()
-    targets = _table(dict.fromkeys(("target", "device", "a sweep here is", "which means"), "left"))
+    targets = make_table(
+        dict.fromkeys(("target", "device", "a sweep here is", "which means"), "left")
+    )
     for row in diagnosis.targets:
         evidence = row["evidence"]
         verdict = Text(evidence or "not possible", style="green" if evidence else "yellow")

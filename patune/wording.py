@@ -24,6 +24,12 @@ PLAIN_VARIANT: dict[str, object] = {  # fields of a key that go unsaid when they
     "softcap": False,
     "fp8_math": False,
 }
+CHANGE_NAMES = {  # a compiler's version begins with its name
+    "kernel_source_hash": "source",
+    "device_name": "device",
+    "compiler": "",
+}
+SHOWN_HASH = 8  # characters of a source hash beside another
 LOOKUP_KV_HEADS = 8  # patune.lookup's own default
 KNOB_LETTERS = {"partition_tokens": "p", "num_splits": "s", "num_stages": "st", "num_warps": "w"}
 KNOBS_LEGEND = {
@@ -74,6 +80,19 @@ def environment_text(environment: Mapping[str, Any]) -> str:
     driver = "" if environment["driver"] == "none" else f", driver {environment['driver']}"
     source = environment["kernel_source_hash"][:12]
     return f"{versions}, {environment['compiler']}{driver}, kernel source {source}"
+
+
+def change_texts(changes: Mapping[str, tuple[object, object]]) -> list[str]:
+    """``["triton 3.6.0 -> 3.9.0", "source ce69e675 -> 50b1c2d3"]``. An LLVM that is Triton's own changes with it and goes unsaid."""
+    texts = []
+    for name, pair in changes.items():
+        if all(str(value).startswith("llvm of triton") for value in pair):
+            continue
+        width = SHOWN_HASH if name == "kernel_source_hash" else None
+        stored, present = (str(value)[:width] for value in pair)
+        title = CHANGE_NAMES.get(name, name.replace("_", " "))
+        texts.append(f"{title} {stored} -> {present}".lstrip())
+    return texts
 
 
 def knobs_text(knobs: Mapping[str, Any]) -> str:

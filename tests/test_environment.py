@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import patune.kernels
-from patune.environment import FAMILY_SOURCES, SHARED_SOURCES, code_of, kernel_source_hash
-from patune.target import ARCHS
+from patune.environment import (
+    FAMILY_SOURCES,
+    SHARED_SOURCES,
+    code_of,
+    current_environment,
+    kernel_source_hash,
+)
+from patune.target import ARCHS, Target
 
 SOURCE = '''"""Module."""
 
@@ -64,3 +71,13 @@ def test_each_family_has_a_hash_of_its_own() -> None:
     hashes = [kernel_source_hash(family) for family in FAMILY_SOURCES]
     assert len(set(hashes)) == len(hashes)
     assert all(re.fullmatch(r"[0-9a-f]{64}", text) for text in hashes)
+
+
+def test_changes_are_the_fields_that_differ() -> None:
+    stored = current_environment(Target.named("gfx942"))
+    assert stored.changes_to(stored) == {}
+    present = dataclasses.replace(stored, fp_fusion=False, kernel_source_hash="5" * 64)
+    assert stored.changes_to(present) == {
+        "fp_fusion": (True, False),
+        "kernel_source_hash": (stored.kernel_source_hash, "5" * 64),
+    }

@@ -16,12 +16,19 @@ FORBIDDEN = {  # layer -> what it must not import
     "patune.kernels": ("patune.tuner", "patune.configs"),
     "patune.emulator": ("patune.tuner", "patune.configs"),
     "patune.configs": ("patune.tuner",),
-    "patune": ("patune.cli", "patune.terminal", "patune.check_table", "patune.doctor"),
+    "patune": (
+        "patune.cli",
+        "patune.terminal",
+        "patune.check_table",
+        "patune.verify_table",
+        "patune.doctor",
+    ),
 }
 ON_TOP = (
     "patune.cli",
     "patune.terminal",
     "patune.check_table",
+    "patune.verify_table",
     "patune.doctor",
     "patune.report",
     "patune.__main__",

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy
 from sqlalchemy import event
@@ -70,9 +70,11 @@ def _begin(connection: sqlalchemy.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _engine(path: Path) -> sqlalchemy.Engine:
+def _engine(path: Path, **options: Any) -> sqlalchemy.Engine:
     engine = sqlalchemy.create_engine(
-        sqlalchemy.URL.create("sqlite", database=str(path)), connect_args={"timeout": LOCK_WAIT_S}
+        sqlalchemy.URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": LOCK_WAIT_S},
+        **options,
     )
     event.listen(engine, "connect", _connect)
     event.listen(engine, "begin", _begin)
@@ -173,6 +175,16 @@ def _check(path: Path) -> None:
         raise DatabaseError(explain(path, sqlite3.DatabaseError(rows[0][0])))
 
 
+def _refuse_missing(path: Path) -> NoReturn:
+    raise DatabaseError(
+        f"There is no config database at {path}. Run `patune sweep` to make one, or name one with --db or PATUNE_DB."
+    )
+
+
+def _refuse_older(path: Path, schema: int) -> NoReturn:
+    raise DatabaseError(f"{older(path, schema)}. It was left as it is.")
+
+
 def open_engine(path: Path, *, create: bool, forward: bool) -> sqlalchemy.Engine:
     """The engine of the database at ``path``, its schema the newest.
 
@@ -186,13 +198,11 @@ def open_engine(path: Path, *, create: bool, forward: bool) -> sqlalchemy.Engine
     """
     schema = found_schema(path)
     if schema == 0 and not create:
-        raise DatabaseError(
-            f"There is no config database at {path}. Run `patune sweep` to make one, or name one with --db or PATUNE_DB."
-        )
+        _refuse_missing(path)
     why = ""
     if 0 < schema < SCHEMA:
         if not forward:
-            raise DatabaseError(f"{older(path, schema)}. It was left as it is.")
+            _refuse_older(path, schema)
         why = f"{path} has schema {schema}; this patune brings it to {SCHEMA}. "
     with explained(path, why):
         if schema:
@@ -208,3 +218,19 @@ def open_engine(path: Path, *, create: bool, forward: bool) -> sqlalchemy.Engine
         if schema < SCHEMA:
             _migrate(path)
     return _engine(path)
+
+
+def open_readonly_engine(path: Path) -> sqlalchemy.Engine:
+    """The engine of the database at ``path`` as it is: no connection of it can write, and the folder may be read-only.
+
+    Raises:
+        DatabaseError: the file is missing, not ours, damaged, newer, or of an older schema, which only a writer brings forward.
+    """
+    schema = found_schema(path)
+    if schema == 0:
+        _refuse_missing(path)
+    if schema < SCHEMA:
+        _refuse_older(path, schema)
+    with explained(path):
+        _check(path)
+    return _engine(path, creator=lambda: connect_readonly(path))

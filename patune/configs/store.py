@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from patune import settings
 from patune.configs import rows
-from patune.configs.database import explained, open_engine
+from patune.configs.database import explained, open_engine, open_readonly_engine
 from patune.configs.models import (
     EnvironmentRow,
     ProblemRow,
@@ -71,6 +71,19 @@ class Store:
         """
         file = settings.database_path(path).absolute()
         return cls(file, open_engine(file, create=create, forward=forward))
+
+    @classmethod
+    def read(cls, path: Path | None = None) -> Store:
+        """Open the database so that nothing can be written: no schema is brought forward, and a read-only folder will do.
+
+        Args:
+            path: as in :meth:`open`.
+
+        Raises:
+            DatabaseError: the file is missing, not ours, damaged, or of another schema; nothing was changed.
+        """
+        file = settings.database_path(path).absolute()
+        return cls(file, open_readonly_engine(file))
 
     def close(self) -> None:
         """Close the connections. The last process to do so folds the log into the file."""

@@ -29,6 +29,7 @@ CheckStatus = Literal[
     "nonfinite",
     "unstable",
     "launch_error",
+    "no_device",  # the gate needs a GPU that is not here
     "not_verified",  # the emulator met something that nobody has verified and refused to guess: nothing is known of the build
     "crash",  # the worker died
     "timeout",  # the worker was killed after its time limit

@@ -1,4 +1,4 @@
-"""Runs a check: every case is compiled in a worker process, and on AMD targets its correctness gate is emulated there.
+"""Runs cases: each is compiled in a worker process, then its correctness gate is emulated there, or run on the GPU.
 
 Rows come in the order of the cases, each as soon as those before it are known. A case that kills its worker or hangs costs its own row.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from patune.tuner import check_tasks, tasks
 from patune.tuner.check_cases import select_cases
 from patune.tuner.check_rows import CheckReport, CheckRow, make_row
-from patune.tuner.crew import PRELOAD, Crew
+from patune.tuner.crew import PRELOAD, Crew, first_done
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -36,15 +36,17 @@ def run_checks(
     *,
     jobs: int | None = None,
     gate: bool = True,
+    on_device: bool = False,
     worker_tasks: Mapping[str, str] | None = None,
     preload: Sequence[str] = PRELOAD,
 ) -> Generator[CheckRow]:
     """The row of every case, in order.
 
     Args:
-        cases: from :func:`patune.tuner.check_cases.select_cases`.
+        cases: such as those of :func:`patune.tuner.check_cases.select_cases`.
         jobs: worker processes; None is one per CPU.
-        gate: False stops after the static facts on every target.
+        gate: False stops after the static facts on every AMD target.
+        on_device: gate NVIDIA cases, whose target has to be the GPU of this process; else they stop after the static facts.
         worker_tasks: ``build`` and ``gate`` as ``module:function``; the real ones when None.
         preload: modules that worker processes find imported.
 
@@ -53,8 +55,18 @@ def run_checks(
     """
     runnable = sum(not case.infeasible for case in cases)
     size = max(1, min(jobs or cpu_count(), runnable))
-    with Crew(size, tasks=worker_tasks or check_tasks.TASKS, preload=preload) as crew:
-        yield from _Checker(cases, crew, gate=gate).rows()
+    with contextlib.ExitStack() as stack:
+
+        def crew_of(workers: int) -> Crew:
+            return stack.enter_context(
+                Crew(workers, tasks=worker_tasks or check_tasks.TASKS, preload=preload)
+            )
+
+        builders = crew_of(size)
+        gates = {"amd": builders} if gate else {}
+        if on_device:
+            gates["nvidia"] = crew_of(1)  # a gate that hangs must not slow down another's
+        yield from _Checker(cases, builders, gates).rows()
 
 
 def check(
@@ -90,10 +102,18 @@ class _Checker:
     """Where each case stands.
 
     Builds are judged in the order of the cases, so that the first of several identical ones is always the one that is gated.
+
+    Args:
+        cases: in the order of the rows.
+        builders: compile.
+        gates: by vendor, who runs the gate of its targets; the others end after the static facts.
     """
 
-    def __init__(self, cases: Sequence[CheckCase], crew: Crew, *, gate: bool) -> None:
-        self._cases, self._crew, self._gate = cases, crew, gate
+    def __init__(
+        self, cases: Sequence[CheckCase], builders: Crew, gates: Mapping[str, Crew]
+    ) -> None:
+        self._cases, self._builders, self._gates = cases, builders, gates
+        self._crews = list(dict.fromkeys([builders, *gates.values()]))
         self._tickets: dict[Ticket, int] = {}
         self._builds: dict[int, dict[str, Any]] = {}  # built, not judged yet
         self._facts: dict[int, dict[str, Any] | None] = {}
@@ -109,7 +129,7 @@ class _Checker:
                 self._submit_builds()
                 self._judge_builds()
                 if index not in self._rows and index not in self._equals:
-                    done = self._crew.next_done(POLL_S)
+                    done = first_done(self._crews, POLL_S)
                     if done is not None:
                         self._take(*done)
             yield row
@@ -122,13 +142,13 @@ class _Checker:
     def _submit_builds(self) -> None:
         """Keep the workers busy, and no more: rows should come while later cases are still to be built."""
         while self._submitted < len(self._cases):
-            if self._submitted - self._judged >= BUILDS_AHEAD * self._crew.size:
+            if self._submitted - self._judged >= BUILDS_AHEAD * self._builders.size:
                 return
             case = self._cases[self._submitted]
             if case.infeasible:
                 self._builds[self._submitted] = {"status": "infeasible", "reason": case.infeasible}
             else:
-                ticket = self._crew.submit("build", case.to_dict(), tasks.BUILD_LIMIT_S)
+                ticket = self._builders.submit("build", case.to_dict(), tasks.BUILD_LIMIT_S)
                 self._tickets[ticket] = self._submitted
             self._submitted += 1
 
@@ -149,18 +169,15 @@ class _Checker:
         first = self._first.setdefault(build["identity"], index)
         if first != index:
             self._equals[index] = first
-        elif self._gate and case.target.vendor == "amd":
-            ticket = self._crew.submit("gate", case.to_dict(), tasks.EMULATE_LIMIT_S)
+        elif (crew := self._gates.get(case.target.vendor)) is not None:
+            ticket = crew.submit("gate", case.to_dict(), tasks.gate_limit_s(case.target))
             self._tickets[ticket] = index
         else:
             self._rows[index] = make_row(index + 1, case, "static_ok", facts=facts)
 
     def _take(self, ticket: Ticket, outcome: Outcome) -> None:
         index = self._tickets.pop(ticket)
-        answer = outcome.result
-        if outcome.kind != "ok":
-            ended = tasks.result_of(outcome, ticket.task)
-            answer = {"status": ended.status, "reason": ended.reason}
+        answer = tasks.answer_of(outcome, ticket.task)
         if ticket.task == "build":
             self._builds[index] = answer
         else:

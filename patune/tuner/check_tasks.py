@@ -1,5 +1,6 @@
-"""What worker processes do for a check: build one case, and run its gate in the emulator. No GPU is looked for or touched.
+"""What worker processes do for a check and for a verification: build one case, and run its gate.
 
+A build looks for no GPU. The gate of an AMD target runs in the emulator, that of an NVIDIA target (a verification's) on the GPU of this process.
 Each task takes a JSON payload and returns JSON. Torch and Triton are imported inside: the coordinator imports this module too.
 """
 
@@ -8,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from patune.errors import NoUsableGpuError
 from patune.kernels.knobs import Knobs, knobs_from_dict
 from patune.problem import Problem, Workload
 from patune.record import digest
 from patune.target import Target
 from patune.tuner.check_rows import is_refusal
 from patune.tuner.tasks import TINY_CONTEXT, reason_of, status_of
+from patune.tuner.worker import poisons_context
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +47,8 @@ def build_case(payload: dict[str, Any], plan: Plan | None = None) -> dict[str, A
         report = judge_builds(builds, target)
     except Exception as error:  # whatever the compiler raises is the verdict of this case
         return _failure(error, "build")
-    cases = [dataclasses.asdict(case) for case in gate_cases(problem, knobs, emulated=True)]
+    emulated = target.vendor == "amd"
+    cases = [dataclasses.asdict(case) for case in gate_cases(problem, knobs, emulated=emulated)]
     launches = [_launch_of(call) for call in calls]
     identity = digest([payload["target"], payload["problem"], report.digest, launches, cases])
     return {
@@ -56,18 +60,27 @@ def build_case(payload: dict[str, Any], plan: Plan | None = None) -> dict[str, A
 
 
 def gate_case(payload: dict[str, Any], plan: Plan | None = None) -> dict[str, Any]:
-    """Run the correctness gate on the compiled code in the emulator: ``{"status", "reason", "gate_cases", "error_rms"}``."""
+    """Run the correctness gate on the compiled code: ``{"status", "reason", "gate_cases", "error_rms"}``.
+
+    Raises:
+        Exception: what the device context did not survive; the crew replaces the worker.
+    """
     import torch
 
-    from patune.tuner.executors import EmulatedExecutor
+    from patune.tuner.executors import make_executor
     from patune.tuner.gate import run_gate
 
-    torch.set_num_threads(1)  # there is a worker per core
     problem, knobs, target = _decoded(payload)
+    if target.vendor == "amd":
+        torch.set_num_threads(1)  # there is a worker per core
     try:
         # an executor of its own: programs of hundreds of cases would add up, and Triton's cache has the builds
-        report = run_gate(problem, knobs, target, EmulatedExecutor(target), plan=plan)
+        report = run_gate(problem, knobs, target, make_executor(target), plan=plan)
+    except NoUsableGpuError as error:  # says nothing about the case
+        return {"status": "no_device", "reason": f"gate: {error}"}
     except Exception as error:  # the emulator's or the compiler's: the verdict of this case
+        if poisons_context(error):
+            raise
         return _failure(error, "gate")
     refused = report.status == "launch_error" and is_refusal(report.reason)
     return {

@@ -224,6 +224,20 @@ def result_of(outcome: Outcome, stage: str) -> TrialResult:
     return TrialResult(status=status, reason=reason, seconds=outcome.seconds)
 
 
+def answer_of(outcome: Outcome, stage: str) -> dict[str, Any]:
+    """What a task returned, or the status and reason of its end."""
+    if outcome.kind == "ok":
+        answer: dict[str, Any] = outcome.result
+        return answer
+    ended = result_of(outcome, stage)
+    return {"status": ended.status, "reason": ended.reason}
+
+
+def gate_limit_s(target: Target) -> float:
+    """How long a gate may take where the target's gates run."""
+    return DEVICE_LIMIT_S if target.vendor == "nvidia" else EMULATE_LIMIT_S
+
+
 def _build(request: TrialRequest) -> BuildReport:
     import torch
 

@@ -30,7 +30,12 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("patune.target", "patune.sweep_request", "patune.doctor"):
+    for module in (
+        "patune.target",
+        "patune.sweep_request",
+        "patune.doctor",
+        "patune.tuner.verify",
+    ):
         monkeypatch.setattr(f"{module}.detect_target", lambda: None)
 
 

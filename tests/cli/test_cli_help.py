@@ -24,10 +24,8 @@ COMMANDS = sorted(main.commands)
 
 
 def test_the_commands_are_the_documented_ones() -> None:
-    assert (
-        sorted(["doctor", "sweep", "check", "list", "show", "lookup", "export", "import", "where"])
-        == COMMANDS
-    )
+    names = "doctor sweep check verify list show lookup export import where"
+    assert sorted(names.split()) == COMMANDS
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
@@ -66,7 +64,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import json, sys\n"
         "from patune.cli import main\n"
-        "for words in (['-h'], ['sweep', '-h'], ['check', '-h'], ['--version']):\n"
+        "for words in (['-h'], ['sweep', '-h'], ['check', '-h'], ['verify', '-h'], ['--version']):\n"
         "    main(words, standalone_mode=False)\n"
         "print(json.dumps(sorted(sys.modules)))"
     )

@@ -56,7 +56,7 @@ def test_list_filters(run: Run, swept: Path, options: list[str], count: int) -> 
     assert ("no such winners" in run("list", *options).stdout) == (count == 0)
 
 
-@pytest.mark.parametrize("command", [["list"], ["export", "-"]])
+@pytest.mark.parametrize("command", [["list"], ["export", "-"], ["verify"]])
 @pytest.mark.parametrize(
     ("option", "value", "seen"),
     [
@@ -75,7 +75,7 @@ def test_a_filter_that_nothing_can_match_exits_2(
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("command", [["list"], ["show", *ON_GFX942], ["export", "-"]])
+@pytest.mark.parametrize("command", [["list"], ["show", *ON_GFX942], ["export", "-"], ["verify"]])
 def test_a_missing_database_is_not_made_by_reading(
     run: Run, database: Path, command: list[str]
 ) -> None:
@@ -241,6 +241,9 @@ def test_who_changes_nothing_leaves_an_older_database(
     assert dry.exit_code == 2
     assert command in dry.stderr
     assert run("sweep", "--target", "gfx942", "--dry-run").exit_code == 0
+    verified = run("verify")
+    assert verified.exit_code == 2
+    assert command in verified.stderr
     assert swept.read_bytes() == before
     assert list(swept.parent.glob("*.bak")) == []
 

@@ -124,3 +124,23 @@ def test_failures_are_ordered_and_added_up() -> None:
 def test_long_reasons_become_one_short_line() -> None:
     assert wording.shorten("a\n  b", 10) == "a b"
     assert wording.shorten("x" * 20, 10) == "x" * 7 + "..."
+
+
+def test_changes_of_an_environment_are_short() -> None:
+    changes = {
+        "device_name": ("NVIDIA H200", "NVIDIA H100 80GB HBM3"),
+        "triton": ("3.6.0", "3.9.0"),
+        "compiler": ("ptxas 12.8", "ptxas 12.9"),
+        "fp_fusion": (True, False),
+        "kernel_source_hash": ("ce69e675fddd", "50b1c2d3e4f5"),
+    }
+    assert wording.change_texts(changes) == [
+        "device NVIDIA H200 -> NVIDIA H100 80GB HBM3",
+        "triton 3.6.0 -> 3.9.0",
+        "ptxas 12.8 -> ptxas 12.9",
+        "fp fusion True -> False",
+        "source ce69e675 -> 50b1c2d3",
+    ]
+    of_triton = {"compiler": ("llvm of triton 3.6.0", "llvm of triton 3.9.0")}
+    assert wording.change_texts(of_triton) == []
+    assert wording.change_texts({}) == []

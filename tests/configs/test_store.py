@@ -22,6 +22,7 @@ from config_samples import (
     WORKLOAD,
     WRONG,
     add_trial,
+    dump,
     emulated,
     measured,
     winner,
@@ -290,3 +291,14 @@ def test_the_path_comes_from_the_settings(tmp_path: Path, monkeypatch: pytest.Mo
         assert opened.path == tmp_path / "deep" / "here?.db"
     assert opened.path.exists()
     assert not opened.path.with_name("here?.db-wal").exists()
+
+
+def test_a_store_that_reads_cannot_write(store: Store) -> None:
+    trial = add_trial(store, measured())
+    store.promote(trial, default_trial_id=None)
+    before = dump(store.path)
+    with Store.read(store.path) as reader:
+        assert reader.winners() == store.winners()
+        with pytest.raises(DatabaseError, match="readonly"):
+            add_trial(reader, measured())
+    assert dump(store.path) == before

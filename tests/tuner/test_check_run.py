@@ -239,7 +239,7 @@ def test_a_planted_bug_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rows = run([planted], worker_tasks=check_fakes.MUTANT_TASKS)
     assert summary(rows) == [("num_splits=1", "wrong", "failed")]
     assert rows[0].reason.startswith("case ")
-    assert rows[0].reason.endswith("rows are off")
+    assert rows[0].reason.endswith("probably too little weight on token 1098")
     assert rows[0].error_rms is not None
     assert rows[0].error_rms > 0.01
     report = CheckReport(
@@ -293,6 +293,26 @@ def test_what_the_gate_reports(monkeypatch: pytest.MonkeyPatch, report: str, sta
         "gate_cases": 2,
         "error_rms": None,
     }
+
+
+def test_a_gate_without_its_gpu_says_nothing_about_the_case(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("patune.tuner.executors.detect_target", lambda: None)
+    answer = gate_case(case(SM90).to_dict())
+    assert answer["status"] == "no_device"
+    assert "this process sees no NVIDIA H200 (sm_90)" in answer["reason"]
+
+
+def test_an_error_that_costs_the_device_context_is_left_to_the_crew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    monkeypatch.setattr("patune.tuner.gate.run_gate", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        gate_case(case().to_dict())
 
 
 def test_what_building_and_gating_raise_is_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

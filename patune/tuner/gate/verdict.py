@@ -96,7 +96,7 @@ class GateReport:
         status: ``ok``, ``wrong``, ``nonfinite``, ``unstable`` or ``launch_error``.
         reason: what the first failing case saw; empty when ok.
         cases: cases passed.
-        error_rms: worst relative RMS error of a row over the passed cases, or of the failing row.
+        error_rms: worst relative RMS error of a row over the passed cases, or of the failing row; None where it is not finite.
         failed_case: name of the case that failed.
         place: the worst row of the failing case, where a row was wrong.
         tokens: which tokens that row missed or wrongly saw, where they can be told.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,7 @@ from patune.errors import EmulatorError
 from patune.tuner.gate import GateReport, run_cases, run_gate
 from patune.tuner.gate.cases import gate_cases
 from patune.tuner.gate.seed_plan import seed_plan_cases
-from patune.tuner.gate.verdict import Place, Tokens
+from patune.tuner.gate.verdict import Place, Rejected, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -251,3 +252,12 @@ def test_the_default_plan_is_the_real_one(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("patune.kernels.plan.plan_decode", plan_decode)
     assert run_gate(make_problem(), make_knobs(), TARGET, CpuExecutor()).ok
     assert set(seen) == {make_problem()}
+
+
+def test_an_error_that_is_no_number_is_none_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_out(*_: Any) -> float:
+        raise Rejected("wrong", "far off", error_rms=math.inf)
+
+    monkeypatch.setattr("patune.tuner.gate.runner.check_out", check_out)
+    report = gate("", make_problem())
+    assert (report.status, report.error_rms) == ("wrong", None)
