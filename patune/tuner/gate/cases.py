@@ -25,13 +25,10 @@ from patune.tuner.gate.edges import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from patune.kernels.knobs import Knobs
     from patune.problem import Problem
 
 RING_PAGES = 32  # tiles whose pages the LDS ring looks up at a time (cdna_ring.PAGES_HELD)
-DEEP_SPLITS = 2
 # Rounds of a split besides num_stages, so that every ring comes round: page numbers of 16 tiles are held, 8 of them ahead of their copy
 # (hopper_copy.PAGE_SLOTS, PAGES_AHEAD), which is num_stages - 1 ahead of the products.
 DEEP_ROUNDS = 18
@@ -55,7 +52,6 @@ class Scale:
 
     Attributes:
         edges, integers, peaked: tokens that cases of that kind may walk, over KV heads and runs.
-        workgroups: that the case with several numbers of splits launches, about.
         windows: window sizes of the exact-set cases, as many of the most telling as this.
         most_splits: of cases that are not there for them; 0 is as many as the knobs have.
         repeats: every case runs twice, else only one does.
@@ -65,7 +61,6 @@ class Scale:
     edges: int
     integers: int
     peaked: int
-    workgroups: int
     windows: int
     most_splits: int
     repeats: bool
@@ -79,10 +74,10 @@ class Scale:
 
 UNBOUNDED = 1 << 60
 DEVICE = Scale(
-    edges=UNBOUNDED, integers=UNBOUNDED, peaked=UNBOUNDED, workgroups=UNBOUNDED, windows=64, most_splits=0, repeats=True, heads=2
+    edges=UNBOUNDED, integers=UNBOUNDED, peaked=UNBOUNDED, windows=64, most_splits=0, repeats=True, heads=2
 )  # fmt: skip
 EMULATED = Scale(
-    edges=4096, integers=3072, peaked=3072, workgroups=48, windows=2, most_splits=2, repeats=False, heads=1
+    edges=4096, integers=3072, peaked=3072, windows=2, most_splits=2, repeats=False, heads=1
 )  # fmt: skip
 ALL_SPLITS = ("random/ragged", "integers/splits")  # the emulated cases that are there for them
 WIDE_HEADS = 128  # channels beyond which the emulator's budgets shrink, as its instructions grow
@@ -94,7 +89,7 @@ def gate_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
     if problem.kv_layout == "nhd":  # one KV head has the same strides as hnd
         scale = replace(scale, heads=2)
     if emulated and problem.head_dim > WIDE_HEADS:
-        scale = replace(scale, edges=scale.edges // 2, workgroups=scale.workgroups // 2)
+        scale = replace(scale, edges=scale.edges // 2, integers=scale.integers // 2)
     if emulated and isinstance(knobs, CdnaKnobs) and knobs.lds_ring:  # its deep case costs as much
         scale = replace(scale, edges=scale.edges // 2)
     cases = [
@@ -102,7 +97,7 @@ def gate_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
         *_integer_cases(problem, knobs, scale),
         _peaked_case(problem, knobs, scale),
         *(_emulated_random if emulated else _device_random)(problem, knobs),
-        *_deep_cases(problem, knobs, emulated=emulated),
+        *_deep_cases(problem, knobs, scale),
         *_quantised_cases(problem, knobs, emulated=emulated),
     ]
     if problem.softcap:
@@ -158,24 +153,24 @@ def _integer_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
     if problem.fp8_math:
         return []
     tile, length = knobs.partition_tokens, problem.query_length
-    window = tile + 3 if problem.windowed else 0
-    lengths: Sequence[int] = (
-        tile + 1 + length,
-        3 * tile + 5,
-        length,
-        2 * tile - 1,
-        7 * tile + 9,
-        0,
-    )
     splits = split_edges(knobs)
-    if scale.most_splits:
-        splits = tuple(n for n in splits if n in (scale.most_splits, knobs.reduce_chunk + 1))
-    lengths = lengths[: max(1, scale.workgroups // max(1, sum(splits)))]
-    tokens = scale.integers // max(1, len(splits)) // scale.heads
+    most = min(knobs.num_splits, knobs.reduce_chunk + 1)
+    if scale.most_splits and most < knobs.num_splits:
+        splits = (most,)
+    elif scale.most_splits:
+        splits = ()
+    window = max(BEYOND, (most + 1) * tile) if problem.windowed else 0
+    lengths = (tile + 1 + length, length, 2 * tile - 1, 3 * tile + 5, 7 * tile + 9, 0)
+    runs = max(1, len(splits)) + scale.repeats
+    tokens = scale.integers // runs // scale.heads
     contexts = affordable(lengths, problem, window, tile, max(tokens, 2 * tile))
+    if (
+        most > 1
+    ):  # whatever it costs: the reduce kernel's second chunk has something to add only where so many tiles are seen
+        contexts = (*contexts, most * tile + 5)
     return [
-        Case(name="integers/splits", kind="integers", contexts=contexts, window=window, splits=splits,
-             checks_lse=True, repeats=int(scale.repeats))
+        Case(name="integers/splits", kind="integers", contexts=contexts, window=window,
+             splits=splits, checks_lse=True, repeats=int(scale.repeats))
     ]  # fmt: skip
 
 
@@ -252,24 +247,25 @@ def _far_cases(problem: Problem, contexts: tuple[int, ...], window: int) -> list
     return [pages] if problem.kv_layout == "nhd" else [pages, heads]
 
 
-def _deep_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
+def _ring_rounds(knobs: Knobs) -> int:
+    """Tiles of a split after which every ring has come round; 0 where registers hold what comes next."""
+    if isinstance(knobs, CdnaKnobs):
+        return RING_PAGES + knobs.num_stages + 2 if knobs.lds_ring else 0
+    return knobs.num_stages + DEEP_ROUNDS
+
+
+def _deep_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
     """One sequence so long that every split walks more tiles than it has in flight and looked up."""
-    splits: tuple[int, ...] = ()
-    if emulated:
-        if not isinstance(knobs, CdnaKnobs) or not knobs.lds_ring:
-            return []  # registers hold the next tile at most
-        used = min(knobs.num_splits, DEEP_SPLITS)
-        splits = (used,) if used < knobs.num_splits else ()
-        context = (RING_PAGES + knobs.num_stages + 1) * used * knobs.partition_tokens + 3
-        window = context - 1
-    else:
-        rounds = knobs.num_stages + DEEP_ROUNDS
-        window = min(knobs.num_splits * knobs.partition_tokens * rounds, DEEPEST)
-        window = max(window, LONGEST)
-        context = window + knobs.partition_tokens + 3
+    rounds = _ring_rounds(knobs)
+    if not rounds:
+        return []
+    walked = (*scale.splits(knobs), knobs.num_splits)[0] * knobs.partition_tokens * rounds
+    if scale.repeats:
+        walked = max(min(walked, DEEPEST), LONGEST)
+    context = walked + knobs.partition_tokens + 3
     return [
-        Case(name="random/deep", kind="random", contexts=(context,), window=window if problem.windowed else 0,
-             shared_pages=emulated, splits=splits)
+        Case(name="random/deep", kind="random", contexts=(context,), window=walked if problem.windowed else 0,
+             shared_pages=not scale.repeats)
     ]  # fmt: skip
 
 
