@@ -139,6 +139,13 @@ class _Judge:
             raise
 
     def _run(self, case: Case) -> float:
+        try:
+            return self._judge(case)
+        finally:
+            if case.far and self.executor.device.type == "cuda":
+                torch.cuda.empty_cache()  # gigabytes, which others on this device may need
+
+    def _judge(self, case: Case) -> float:
         inputs = build_inputs(case, self.problem, self.executor.device)
         exact, exact_lse = reference_decode(inputs, dtype=torch.float64)
         untouched = Untouched(inputs, with_caches=not case.far)
