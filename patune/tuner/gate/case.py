@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from patune.problem import Problem
 
 CaseKind = Literal["markers", "integers", "peaked", "random"]
+Far = Literal["", "pages", "heads", "rows"]
 KINDS: tuple[CaseKind, ...] = get_args(CaseKind)
 
 
@@ -40,7 +41,8 @@ class Case:
         softcap: cap of the scores, 0 is none.
         wide_values: the value cache has one KV head more in memory, so that its strides are not the key's.
         interleaved: key and value are halves of one tensor [pages, 2, ...] when they go by strides.
-        far: ``pages`` or ``heads`` lie so far apart, key and value interleaved, that the offset of the last one does not fit 32 bits.
+        far: ``pages`` or ``heads`` of the caches, key and value interleaved, or ``rows`` of the query lie so far apart that the offset
+            of the last one does not fit 32 bits.
         peaks: the peak token of each sequence, for ``peaked``.
         checks_lse: also compare the LSE.
         repeats: further runs, which must give the same bits; on a device they are replays of a graph.
@@ -65,7 +67,7 @@ class Case:
     softcap: float = 0.0
     wide_values: bool = False
     interleaved: bool = False
-    far: Literal["", "pages", "heads"] = ""
+    far: Far = ""
     peaks: tuple[int, ...] = ()
     checks_lse: bool = False
     repeats: int = 0

@@ -25,6 +25,8 @@ from patune.tuner.gate.edges import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from patune.kernels.knobs import Knobs
     from patune.problem import Problem
 
@@ -80,6 +82,7 @@ EMULATED = Scale(
     edges=4096, integers=3072, peaked=3072, windows=2, most_splits=2, repeats=False, heads=1
 )  # fmt: skip
 ALL_SPLITS = ("random/ragged", "integers/splits")  # the emulated cases that are there for them
+MOST_WORKGROUPS = 48  # of the emulated case that runs with all splits
 WIDE_HEADS = 128  # channels beyond which the emulator's budgets shrink, as its instructions grow
 
 
@@ -160,7 +163,16 @@ def _integer_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
     elif scale.most_splits:
         splits = ()
     window = max(BEYOND, (most + 1) * tile) if problem.windowed else 0
-    lengths = (tile + 1 + length, length, 2 * tile - 1, 3 * tile + 5, 7 * tile + 9, 0)
+    lengths: Sequence[int] = (
+        tile + 1 + length,
+        length,
+        2 * tile - 1,
+        3 * tile + 5,
+        7 * tile + 9,
+        0,
+    )
+    if scale.most_splits:
+        lengths = lengths[: max(1, MOST_WORKGROUPS // most)]
     runs = max(1, len(splits)) + scale.repeats
     tokens = scale.integers // runs // scale.heads
     contexts = affordable(lengths, problem, window, tile, max(tokens, 2 * tile))
@@ -241,10 +253,12 @@ def _emulated_random(problem: Problem, knobs: Knobs) -> list[Case]:
 
 
 def _far_cases(problem: Problem, contexts: tuple[int, ...], window: int) -> list[Case]:
-    """Offsets beyond 32 bits, of pages and of KV heads; the heads of an NHD page lie side by side by definition."""
+    """Offsets beyond 32 bits: of pages, of KV heads (those of an NHD page lie side by side by definition), of query rows."""
     pages = Case(name="random/far_pages", kind="random", contexts=contexts, window=window, far="pages")  # fmt: skip
     heads = replace(pages, name="random/far_heads", kv_heads=FAR_HEADS, far="heads")
-    return [pages] if problem.kv_layout == "nhd" else [pages, heads]
+    few = (20, problem.query_length, 40)
+    rows = replace(pages, name="random/far_rows", contexts=few, far="rows")
+    return [pages, rows] if problem.kv_layout == "nhd" else [pages, heads, rows]
 
 
 def _ring_rounds(knobs: Knobs) -> int:

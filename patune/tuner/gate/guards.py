@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from patune.kernels.inputs import DecodeInputs
+    from patune.tuner.gate.case import Far
 
 GUARD = 4096  # elements before and after every output buffer, which nobody may write
 # NaNs by width that no arithmetic produces: an element that still has this value was not written.
 POISON = {16: 0x7FE5, 32: 0x7FE5A5A5}
 CACHES = ("key_cache", "value_cache")
+FAR = {"": (), "pages": CACHES, "heads": CACHES, "rows": ("query",)}  # too large to be copied
 
 
 class GuardedBuffer:
@@ -58,10 +60,10 @@ class GuardedBuffer:
 
 
 class Untouched:
-    """What the memory of all inputs holds, what lies around them included."""
+    """What the memory of all inputs holds, what lies around them included; what is far apart is left out."""
 
-    def __init__(self, inputs: DecodeInputs, *, with_caches: bool) -> None:
-        names = [field.name for field in fields(inputs) if with_caches or field.name not in CACHES]
+    def __init__(self, inputs: DecodeInputs, far: Far) -> None:
+        names = [field.name for field in fields(inputs) if field.name not in FAR[far]]
         tensors = {name: getattr(inputs, name) for name in names}
         self._memory = {n: _memory_of(t) for n, t in tensors.items() if isinstance(t, torch.Tensor)}
         self._before = {name: memory.clone() for name, memory in self._memory.items()}

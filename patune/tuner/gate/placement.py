@@ -24,7 +24,7 @@ def place_caches(
     case: Case, key: torch.Tensor, value: torch.Tensor, kv_heads: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Copies of both caches [pages, kv_heads and maybe spare ones, ...] where the case wants them, without the spare heads."""
-    if case.far:
+    if case.far in ("pages", "heads"):
         key, value = _far(case, key[:, :kv_heads], value[:, :kv_heads])
     elif case.interleaved and key.ndim == 4 and key.shape == value.shape:
         key, value = _side_by_side(key, value)
@@ -52,29 +52,43 @@ def _side_by_side(key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor,
     )
 
 
-def _far(case: Case, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies in one buffer of gigabytes, of which only they are ever touched.
+def place_far_rows(query: torch.Tensor) -> torch.Tensor:
+    """A copy of the query whose rows are far apart."""
+    stride = _far_stride(len(query) - 1)
+    lead = _lead(query)
+    buffer = query.new_empty(lead + (len(query) - 1) * stride + query[0].numel())
+    return _copy(query, buffer, (stride, query.shape[2], 1), lead)
 
-    On a device as much lies before them: where a 32-bit offset wraps to is then memory too, and the bug is a wrong result, not a fault
-    that ends the process.
-    """
-    apart = 0 if case.far == "pages" else 1
-    elements = key[0].numel() if apart == 0 else key[0, 0].numel()
-    last = len(key) - 2 if apart == 0 else key.shape[1] - 1  # the last page is nobody's
-    far = STRIDE_ELEMENTS * -(-INT32_ELEMENTS // (STRIDE_ELEMENTS * last))
-    assert far < INT32_ELEMENTS, "a stride that does not fit 32 bits itself would hide the bug"
-    strides = (far, *key.stride()[1:]) if apart == 0 else (2 * elements, far, *key.stride()[2:])
-    lead = INT32_ELEMENTS if key.device.type == "cuda" else 0
-    span = sum((n - 1) * s for n, s in zip(key.shape[:2], strides[:2], strict=True))
+
+def _far(case: Case, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies in one buffer of gigabytes, of which only they are ever touched."""
+    if case.far == "pages":
+        elements = key[0].numel()
+        outer = (_far_stride(len(key) - 2), key.stride(1))  # the last page is nobody's
+    else:
+        elements = key[0, 0].numel()
+        outer = (2 * elements, _far_stride(key.shape[1] - 1))
+    lead = _lead(key)
+    span = sum((n - 1) * stride for n, stride in zip(key.shape, outer, strict=False))
     buffer = key.new_empty(lead + span + 2 * elements)
-    return _copy(key, buffer, strides, lead), _copy(
-        value, buffer, _strides_like(value, strides), lead + elements
+    return (
+        _copy(key, buffer, (*outer, *key.stride()[2:]), lead),
+        _copy(value, buffer, (*outer, *value.stride()[2:]), lead + elements),
     )
 
 
-def _strides_like(value: torch.Tensor, strides: Sequence[int]) -> tuple[int, ...]:
-    """The value's own inner strides under the key's outer ones."""
-    return (*strides[:2], *value.stride()[2:])
+def _far_stride(last: int) -> int:
+    """The smallest stride that takes index ``last`` beyond a 32-bit offset. Itself it has to fit: a 64-bit stride would hide the bug."""
+    stride = STRIDE_ELEMENTS * -(-INT32_ELEMENTS // (STRIDE_ELEMENTS * last))
+    assert stride < INT32_ELEMENTS
+    return stride
+
+
+def _lead(like: torch.Tensor) -> int:
+    """Elements before the first one: on a device, where a 32-bit offset wraps to is memory too. The bug is a wrong result then, not a
+    fault that ends the process.
+    """
+    return INT32_ELEMENTS if like.device.type == "cuda" else 0
 
 
 def _poisoned(like: torch.Tensor, elements: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from patune.kernels.caches import to_layout
 from patune.kernels.inputs import TORCH_DTYPES, DecodeInputs
 from patune.tuner.gate.case import Case, first_seen
-from patune.tuner.gate.placement import place_caches
+from patune.tuner.gate.placement import place_caches, place_far_rows
 from patune.tuner.gate.scales import cache_scale, stored_as, stored_query, stored_scale
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def build_inputs(case: Case, problem: Problem, device: torch.device) -> DecodeIn
     if case.kind == "integers":  # exp(0) is exact
         sinks = torch.zeros_like(sinks)
     query, query_scale = stored_query(case, problem, query, generator)
+    if case.far == "rows":
+        query = place_far_rows(query)
     owned = [row[row != UNUSED_ENTRY].long() for row in table]
     key_scale, value_scale = (
         cache_scale(case, problem, name, used, owned, generator)

@@ -102,3 +102,14 @@ def test_short_tensors_lie_in_poison_as_aligned_as_serving_passes_them() -> None
     query = inputs.query
     row = query.as_strided((query.stride(0),), (1,), query.storage_offset() - query.stride(0))
     assert row.isnan().all(), "the row before the first"
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_far_query_rows_lie_beyond_32_bit_offsets(length: int) -> None:
+    case = replace(NEAR, contexts=(40, 17, 9))
+    far, near = (inputs_of(c, query_length=length) for c in (replace(case, far="rows"), case))
+    stride = far.query.stride(0)
+    assert stride % 16 == 0
+    assert stride < 2**31 <= (len(far.query) - 1) * stride
+    assert far.query.stride()[1:] == near.query.stride()[1:]
+    assert torch.equal(far.query, near.query)
