@@ -66,8 +66,8 @@ class Executor(Protocol):
         """Run in order and wait; tensors are written in place."""
         ...
 
-    def replay(self, calls: Sequence[KernelCall]) -> None:
-        """The same the way serving does it: from a graph, where the target has graphs."""
+    def replay(self, calls: Sequence[KernelCall], resident: Sequence[torch.Tensor]) -> None:
+        """The same the way serving does it: from a graph and with cold caches but for ``resident``, where the target has such things."""
         ...
 
 
@@ -118,8 +118,13 @@ class GpuExecutor:
             call.launch()
         torch.cuda.synchronize()
 
-    def replay(self, calls: Sequence[KernelCall]) -> None:
-        """Capture in a graph, replay it once and synchronise. The calls have been launched before: a capture can load no kernel."""
+    def replay(self, calls: Sequence[KernelCall], resident: Sequence[torch.Tensor]) -> None:
+        """Capture in a graph, replay it once and synchronise. The calls have been launched before: a capture can load no kernel.
+
+        Only ``resident`` is in the L2 then. What a kernel does not wait for is late, while all that it waits for comes soon.
+        """
+        from patune.tuner.clock import flush_buffer
+
         # torch.cuda.graph would collect garbage and empty the memory cache first, 0.1 s and more each time
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -128,6 +133,9 @@ class GpuExecutor:
             for call in calls:
                 call.launch()
             graph.capture_end()
+        flush_buffer(self.device).amax()
+        for tensor in resident:
+            tensor.clone()
         graph.replay()
         torch.cuda.synchronize()
 
@@ -170,7 +178,9 @@ class EmulatedExecutor:
             if execution.races:
                 raise EmulatorError(f"race in shared memory: {execution.races[0]}")
 
-    replay = run
+    def replay(self, calls: Sequence[KernelCall], resident: Sequence[torch.Tensor]) -> None:
+        """Run again: there are neither graphs nor caches."""
+        self.run(calls)
 
     def execute(self, call: KernelCall, *, count: bool) -> Execution:
         """Execute one call and return what the emulator saw."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from mutants import CDNA_KNOBS, CDNA_PROBLEM, mutants_of, plant
+from mutants import mutants_of, plant, posed
 
 from patune.kernels.feasibility import is_feasible
 from patune.kernels.knobs import CdnaKnobs
@@ -31,12 +30,7 @@ def gate(problem: Problem, knobs: CdnaKnobs, arch: str, plan: Plan | None = None
     return run_gate(problem, knobs, target, EmulatedExecutor(target), plan=plan)
 
 
-def posed(mutant: Mutant) -> tuple[Problem, CdnaKnobs]:
-    """The problem and knobs on which a mutant shows."""
-    return replace(CDNA_PROBLEM, **mutant.problem), replace(CDNA_KNOBS, **mutant.knobs)
-
-
-SETTINGS = dict.fromkeys((*posed(mutant), mutant.cdna_arch) for mutant in mutants_of("cdna_mfma"))
+SETTINGS = dict.fromkeys(posed(mutant, "cdna_mfma") for mutant in mutants_of("cdna_mfma"))
 
 
 @pytest.mark.parametrize(("problem", "knobs", "arch"), SETTINGS)
@@ -47,7 +41,7 @@ def test_the_correct_kernel_passes(problem: Problem, knobs: CdnaKnobs, arch: str
 
 @pytest.mark.parametrize("mutant", mutants_of("cdna_mfma"), ids=lambda m: m.name)
 def test_planted_bugs_are_rejected(mutant: Mutant, tmp_path: Path) -> None:
-    report = gate(*posed(mutant), mutant.cdna_arch, plan=plant(mutant, tmp_path))
+    report = gate(*posed(mutant, "cdna_mfma"), plan=plant(mutant, tmp_path))
     assert report.status in ("wrong", "nonfinite", "unstable", "launch_error")
     assert "not verified" not in report.reason
 

@@ -39,11 +39,12 @@ class Case:
         rounded_query: with fp8_math, a 16-bit query that the kernel has to round to fp8. In other cases fp8 holds its rows exactly.
         extreme_scales: some scales are 0, 1e-6 or 1e3, and whole sequences have small or large value scales.
         softcap: cap of the scores, 0 is none.
-        wide_values: the value cache has one KV head more in memory, so that its strides are not the key's.
+        wide_values: the value cache has gaps between its KV heads, so that none of its outer strides are the key's.
         interleaved: key and value are halves of one tensor [pages, 2, ...] when they go by strides.
-        far: ``pages`` or ``heads`` of the caches, key and value interleaved, or ``rows`` of the query lie so far apart that the offset
-            of the last one does not fit 32 bits.
+        far: ``pages`` of the caches and of scales per token, or ``heads`` of the caches, key and value interleaved, or ``rows`` of the
+            query lie so far apart that the offset of the last one does not fit 32 bits.
         peaks: the peak token of each sequence, for ``peaked``.
+        tail: the peak is no higher than that all other tokens together weigh half as much, each of them very little.
         checks_lse: also compare the LSE.
         repeats: further runs, which must give the same bits; on a device they are replays of a graph.
         splits: numbers of splits to run with, where the knobs have more than one split; empty: the knobs' own. Their number is no
@@ -69,6 +70,7 @@ class Case:
     interleaved: bool = False
     far: Far = ""
     peaks: tuple[int, ...] = ()
+    tail: bool = False
     checks_lse: bool = False
     repeats: int = 0
     splits: tuple[int, ...] = ()

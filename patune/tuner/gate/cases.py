@@ -36,6 +36,7 @@ RING_PAGES = 32  # tiles whose pages the LDS ring looks up at a time (cdna_ring.
 DEEP_ROUNDS = 18
 # Tokens. Beyond it splits get fewer rounds: num_splits is no constant of the kernels, so fewer splits run the same code.
 DEEPEST = 65_536
+TAIL = 1000  # tokens
 RAGGED_SEQUENCES = 12
 FAR_HEADS = 3  # the third is the first whose offset can leave 32 bits while the stride does not
 SINK_NEGLIGIBLE, SINK_COMPARABLE, SINK_DOMINANT = -20.0, 5.0, 40.0  # against LSEs of 0 to 8
@@ -56,7 +57,7 @@ class Scale:
         edges, integers, peaked: tokens that cases of that kind may walk, over KV heads and runs.
         windows: window sizes of the exact-set cases, as many of the most telling as this.
         most_splits: of cases that are not there for them; 0 is as many as the knobs have.
-        repeats: every case runs twice, else only one does.
+        repeats: further runs of most cases; 0 in the emulator, where one case is run twice.
         heads: KV heads of cases that are not there for them.
     """
 
@@ -65,7 +66,7 @@ class Scale:
     peaked: int
     windows: int
     most_splits: int
-    repeats: bool
+    repeats: int
     heads: int
 
     def splits(self, knobs: Knobs) -> tuple[int, ...]:
@@ -75,11 +76,12 @@ class Scale:
 
 
 UNBOUNDED = 1 << 60
+DEVICE_REPEATS = 2
 DEVICE = Scale(
-    edges=UNBOUNDED, integers=UNBOUNDED, peaked=UNBOUNDED, windows=64, most_splits=0, repeats=True, heads=2
+    edges=UNBOUNDED, integers=UNBOUNDED, peaked=UNBOUNDED, windows=64, most_splits=0, repeats=DEVICE_REPEATS, heads=2
 )  # fmt: skip
 EMULATED = Scale(
-    edges=4096, integers=3072, peaked=3072, windows=2, most_splits=2, repeats=False, heads=1
+    edges=4096, integers=3072, peaked=3072, windows=2, most_splits=2, repeats=0, heads=1
 )  # fmt: skip
 ALL_SPLITS = ("random/ragged", "integers/splits")  # the emulated cases that are there for them
 MOST_WORKGROUPS = 48  # of the emulated case that runs with all splits
@@ -99,6 +101,7 @@ def gate_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
         *_marker_cases(problem, knobs, scale),
         *_integer_cases(problem, knobs, scale),
         _peaked_case(problem, knobs, scale),
+        *([_tail_case(problem)] if scale.repeats or problem.fp8_math else []),
         *(_emulated_random if emulated else _device_random)(problem, knobs),
         *_deep_cases(problem, knobs, scale),
         *_quantised_cases(problem, knobs, emulated=emulated),
@@ -139,13 +142,13 @@ def _marker_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
         if window:
             edges = windowed_edges(problem, knobs, num_splits, window)
         cases.append(
-            Case(name=f"markers/edges/window{window}", kind="markers", window=window, repeats=int(scale.repeats),
+            Case(name=f"markers/edges/window{window}", kind="markers", window=window, repeats=scale.repeats,
                  contexts=affordable(edges, problem, window, tile, scale.edges // len(windows) // scale.heads))
         )  # fmt: skip
     if scale.repeats:
         window = tile + 3 if problem.windowed else 0
         cases.append(
-            Case(name="markers/ragged", kind="markers", window=window, shared_pages=True, repeats=1,
+            Case(name="markers/ragged", kind="markers", window=window, shared_pages=True, repeats=scale.repeats,
                  contexts=_ragged("ragged", RAGGED_SEQUENCES, problem.query_length, LONGEST))
         )  # fmt: skip
     return cases
@@ -182,7 +185,7 @@ def _integer_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
         contexts = (*contexts, most * tile + 5)
     return [
         Case(name="integers/splits", kind="integers", contexts=contexts, window=window,
-             splits=splits, checks_lse=True, repeats=int(scale.repeats))
+             splits=splits, checks_lse=True, repeats=scale.repeats)
     ]  # fmt: skip
 
 
@@ -214,6 +217,20 @@ def _peaked_case(problem: Problem, knobs: Knobs, scale: Scale) -> Case:
     )
 
 
+def _tail_case(problem: Problem) -> Case:
+    """A third of the weight on 1000 tokens of 2^-11 of the peak's each: an fp8 probability of at most 1 is 0 below 2^-10."""
+    return Case(
+        name="peaked/tail",
+        kind="peaked",
+        contexts=(TAIL,),
+        peaks=(TAIL // 3,),
+        tail=True,
+        window=BEYOND if problem.windowed else 0,
+        sink=SINK_NEGLIGIBLE,
+        checks_lse=not problem.fp8_math,
+    )
+
+
 def _device_random(problem: Problem, knobs: Knobs) -> list[Case]:
     """Random data over all edges, over a ragged batch of 3 KV heads (no power of two), and far apart in memory."""
     tile = knobs.partition_tokens
@@ -225,9 +242,9 @@ def _device_random(problem: Problem, knobs: Knobs) -> list[Case]:
     ragged = _ragged("ragged", RAGGED_SEQUENCES, problem.query_length, LONGEST)
     return [
         Case(name="random/edges", kind="random", contexts=tuple(sorted(edges)), kv_heads=4, window=narrow,
-             sink=SINK_COMPARABLE, checks_lse=True, repeats=1, interleaved=True),
+             sink=SINK_COMPARABLE, checks_lse=True, repeats=DEVICE_REPEATS, interleaved=True),
         Case(name="random/ragged", kind="random", contexts=ragged, kv_heads=3, window=long, scale_factor=1.5,
-             sink=SINK_NEGLIGIBLE, shared_pages=True, row_scales=True, wide_values=True, repeats=1, regrouped=True),
+             sink=SINK_NEGLIGIBLE, shared_pages=True, row_scales=True, wide_values=True, repeats=DEVICE_REPEATS, regrouped=True),
         *_far_cases(problem, (tile + 1, 1100), narrow),
     ]  # fmt: skip
 
@@ -239,9 +256,9 @@ def _emulated_random(problem: Problem, knobs: Knobs) -> list[Case]:
     edges = (129, 1024) if problem.windowed else (20, tile + 1)
     cases = [
         Case(name="random/edges", kind="random", contexts=edges, kv_heads=2, window=narrow, sink=SINK_COMPARABLE,
-             checks_lse=True, interleaved=True, regrouped=True),
+             checks_lse=True, wide_values=True, regrouped=True),
         Case(name="random/ragged", kind="random", contexts=(1100,), window=wide, scale_factor=1.5,
-             sink=SINK_NEGLIGIBLE, shared_pages=True, row_scales=True, wide_values=True),
+             sink=SINK_NEGLIGIBLE, shared_pages=True, row_scales=True, interleaved=True),
         *_far_cases(problem, (tile,), narrow),
     ]  # fmt: skip
     if problem.windowed:  # several tiles of a split, so that its online softmax rescales
@@ -279,7 +296,7 @@ def _deep_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
     context = walked + knobs.partition_tokens + 3
     return [
         Case(name="random/deep", kind="random", contexts=(context,), window=walked if problem.windowed else 0,
-             shared_pages=not scale.repeats)
+             shared_pages=not scale.repeats, repeats=scale.repeats)
     ]  # fmt: skip
 
 
@@ -311,6 +328,8 @@ def _capped(case: Case) -> Case:
     """The case with a cap that changes its weights, its LSE, or (flat scores) nothing."""
     if case.kind in ("markers", "integers"):
         return replace(case, softcap=CAP_FLAT)
+    if case.tail:
+        return replace(case, softcap=CAP_PEAKED)
     if case.kind == "peaked":
         return replace(case, softcap=CAP_PEAKED, sink=CAPPED_SINK, offset=0.0)
     # rounding the query to fp8 moves a score by 2.6 % of its spread, which larger scores would turn into more than the tolerance

@@ -21,6 +21,7 @@ def marker_twin(case: Case) -> Case:
         case,
         kind="markers",
         peaks=(),
+        tail=False,
         offset=0.0,
         query_log2=(0, 0),
         rounded_query=False,

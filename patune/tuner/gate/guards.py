@@ -19,7 +19,12 @@ GUARD = 4096  # elements before and after every output buffer, which nobody may 
 # NaNs by width that no arithmetic produces: an element that still has this value was not written.
 POISON = {16: 0x7FE5, 32: 0x7FE5A5A5}
 CACHES = ("key_cache", "value_cache")
-FAR = {"": (), "pages": CACHES, "heads": CACHES, "rows": ("query",)}  # too large to be copied
+FAR = {
+    "": (),
+    "pages": (*CACHES, "key_scale", "value_scale"),
+    "heads": CACHES,
+    "rows": ("query",),
+}  # too large to be copied
 
 
 class GuardedBuffer:

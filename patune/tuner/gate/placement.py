@@ -6,6 +6,8 @@ every access outside of a tensor, guards or not.)
 
 from __future__ import annotations
 
+import mmap
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,29 +17,39 @@ if TYPE_CHECKING:
 
     from patune.tuner.gate.case import Case
 
-GAP = 64  # poisoned elements between the halves of an interleaved page
+GAP = 64  # poisoned elements between the halves of an interleaved page, and after a head of a wide value cache
 INT32_ELEMENTS = 1 << 31  # an element offset of this size no longer fits a signed 32-bit integer
+# Python names it from 3.12 on; without it a machine refuses more than its memory, wanted or not
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 STRIDE_ELEMENTS = 16  # what strides are multiples of, so that 16-byte copies stay aligned
 
 
 def place_caches(
-    case: Case, key: torch.Tensor, value: torch.Tensor, kv_heads: int
+    case: Case, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies of both caches [pages, kv_heads and maybe spare ones, ...] where the case wants them, without the spare heads."""
+    """Copies of both caches [pages, kv_heads, ...] where the case wants them."""
     if case.far in ("pages", "heads"):
-        key, value = _far(case, key[:, :kv_heads], value[:, :kv_heads])
-    elif case.interleaved and key.ndim == 4 and key.shape == value.shape:
-        key, value = _side_by_side(key, value)
-    else:
-        key, value = _guarded(key), _guarded(value)
-    return key[:, :kv_heads], value[:, :kv_heads]
+        return _far(case, key, value)
+    if case.interleaved and key.ndim == 4:
+        return _side_by_side(key, value)
+    return _guarded(key, gap=0), _guarded(value, gap=GAP if case.wide_values else 0)
 
 
-def _guarded(cache: torch.Tensor) -> torch.Tensor:
-    """A copy of the same strides with a page of NaN before and after it."""
-    guard = cache[0].numel()
-    buffer = _poisoned(cache, cache.numel() + 2 * guard)
-    return _copy(cache, buffer, cache.stride(), guard)
+def _guarded(cache: torch.Tensor, gap: int) -> torch.Tensor:
+    """A copy with ``gap`` elements of NaN after each head, and a page of NaN before and after all."""
+    strides = _with_gaps(cache, gap)
+    guard = strides[0]
+    return _copy(cache, _poisoned(cache, (len(cache) + 2) * guard), strides, guard)
+
+
+def _with_gaps(cache: torch.Tensor, gap: int) -> list[int]:
+    """The strides of [pages, kv_heads, ...] in the same order of axes, with a gap after the elements of a head that lie together."""
+    strides, running = list(cache.stride()), 1
+    for axis in sorted(range(cache.ndim), key=lambda axis: (cache.stride(axis), -axis)):
+        running += gap if axis == 1 else 0
+        strides[axis] = running
+        running *= cache.shape[axis]
+    return strides
 
 
 def _side_by_side(key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,7 +68,7 @@ def place_far_rows(query: torch.Tensor) -> torch.Tensor:
     """A copy of the query whose rows are far apart."""
     stride = _far_stride(len(query) - 1)
     lead = _lead(query)
-    buffer = query.new_empty(lead + (len(query) - 1) * stride + query[0].numel())
+    buffer = _untouched(query, lead + (len(query) - 1) * stride + query[0].numel())
     return _copy(query, buffer, (stride, query.shape[2], 1), lead)
 
 
@@ -70,10 +82,24 @@ def _far(case: Case, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tens
         outer = (2 * elements, _far_stride(key.shape[1] - 1))
     lead = _lead(key)
     span = sum((n - 1) * stride for n, stride in zip(key.shape, outer, strict=False))
-    buffer = key.new_empty(lead + span + 2 * elements)
+    buffer = _untouched(key, lead + span + 2 * elements)
     return (
         _copy(key, buffer, (*outer, *key.stride()[2:]), lead),
         _copy(value, buffer, (*outer, *value.stride()[2:]), lead + elements),
+    )
+
+
+def place_far_scales(
+    key_scale: torch.Tensor, value_scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies of both [pages, kv_heads, block_size, 1] in one buffer of gigabytes, as if they lay in the pages of a large cache."""
+    stride, lead = _far_stride(len(key_scale) - 2), _lead(key_scale)
+    elements = key_scale.stride(0)
+    span = (len(key_scale) - 1) * stride
+    buffer = _untouched(key_scale, lead + span + elements + value_scale.stride(0))
+    return (
+        _copy(key_scale, buffer, (stride, *key_scale.stride()[1:]), lead),
+        _copy(value_scale, buffer, (stride, *value_scale.stride()[1:]), lead + elements),
     )
 
 
@@ -89,6 +115,15 @@ def _lead(like: torch.Tensor) -> int:
     fault that ends the process.
     """
     return INT32_ELEMENTS if like.device.type == "cuda" else 0
+
+
+def _untouched(like: torch.Tensor, elements: int) -> torch.Tensor:
+    """Memory that nobody has touched, gigabytes of which cost nothing on the CPU: it is there once it is written, and reserved by nobody."""
+    if like.device.type != "cpu":
+        return like.new_empty(elements)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
+    memory = mmap.mmap(-1, elements * like.itemsize, flags=flags)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(like.dtype)
 
 
 def _poisoned(like: torch.Tensor, elements: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from patune.tuner.gate.case import Case
 
 GAP = 64  # poisoned elements after a lone scale
+VALUE_GAP = 16  # after a head's value scales, so that none of their strides are the keys'
 SCALE_LOG2 = 6.0  # scales per token or row are log-uniform over 2^-6 to 2^6
 TENSOR_SCALES = {"key_scale": 0.3, "value_scale": 1.7, "query_scale": 0.75}
 # Powers of two keep integers exact. Value scales per token move a probability by as much: with 1 and 2 all sums keep within 24 bits.
@@ -106,26 +107,24 @@ def cache_scale(
         for value, extreme in enumerate(EXTREME_SCALES):
             scale = torch.where(drawn == value, extreme, scale)
         scale = torch.where(by_page == 1, scale, by_page * _log_uniform(shape, generator))
-    if (
-        case.kind == "peaked" and name == "key_scale"
-    ):  # fp8 has to hold the offset keys, 30 and less
+    # fp8 has to hold the offset keys, 30 and less
+    if case.kind == "peaked" and name == "key_scale":
         scale = scale.clamp(min=1 / 8)
     return torch.ones_like(scale) if plain else scale
 
 
 def stored_scale(
-    scale: torch.Tensor | None, used: torch.Tensor, *, spare_heads: int
+    scale: torch.Tensor | None, used: torch.Tensor, *, gap: int
 ) -> torch.Tensor | None:
-    """The scale as kernels take it; NaN or Inf wherever no token is seen, in the spare heads, and after a lone scale."""
+    """The scale as kernels take it; NaN or Inf wherever no token is seen, in ``gap`` elements after each head, and after a lone scale."""
     if scale is None or scale.ndim == 1:
         return scale if scale is None else _lone(scale)
     pages, block, heads, _ = scale.shape
-    odd = torch.arange(block, device=used.device) % 2 == 1
-    poison = torch.where(odd, torch.inf, torch.nan)
-    stored = poison.expand(pages, heads + spare_heads, block).clone()
+    odd = torch.arange(block + gap, device=used.device) % 2 == 1
+    stored = torch.where(odd, torch.inf, torch.nan).expand(pages, heads, block + gap).clone()
     seen = used[:, None, :].expand(pages, heads, block)
-    stored[:, :heads] = torch.where(seen, scale[..., 0].transpose(1, 2), stored[:, :heads])
-    return stored[:, :heads, :, None]
+    stored[..., :block] = torch.where(seen, scale[..., 0].transpose(1, 2), stored[..., :block])
+    return stored[..., :block, None]
 
 
 def _lone(scale: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ that is not needed is 2^30, and what lies around a tensor is poison too: whateve
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,8 @@ import torch
 from patune.kernels.caches import to_layout
 from patune.kernels.inputs import TORCH_DTYPES, DecodeInputs
 from patune.tuner.gate.case import Case, first_seen
-from patune.tuner.gate.placement import place_caches, place_far_rows
-from patune.tuner.gate.scales import cache_scale, stored_as, stored_query, stored_scale
+from patune.tuner.gate.placement import place_caches, place_far_rows, place_far_scales
+from patune.tuner.gate.scales import VALUE_GAP, cache_scale, stored_as, stored_query, stored_scale
 
 if TYPE_CHECKING:
     from patune.problem import Problem
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 UNUSED_ENTRY = 1 << 30  # no cache has so many pages: following it is an illegal access
 NO_CONTEXT = -(1 << 31)  # around the lengths: a sequence that is not there has no tiles
 PEAK = 4.0  # the peak token's score is PEAK * sqrt(head_dim): e^32 over the others at head_dim 64
+TAIL_SPREAD = (
+    0.2  # of the scores of a tail: so little that all of them are below the same power of two
+)
 PRIMES = {32: 31, 64: 61, 128: 127}  # the largest below half a head
 # Integers: a query row has this many channels of 1 or -1, keys are 1, 0 or -1 and softmax_scale is ln 2. So scores in log2 units are integers
 # within +-4, probabilities are powers of two from 2^-8 on, and with values up to 3 sums over 3000 tokens keep within 23 bits: exact in
@@ -57,6 +61,15 @@ def build_inputs(case: Case, problem: Problem, device: torch.device) -> DecodeIn
     if key_scale is not None:
         keys = keys / (key_scale[used] if key_scale.ndim > 1 else key_scale)
     key_cache, value_cache = _caches(case, problem, used, keys, values)
+    key_scale = stored_scale(key_scale, used, gap=0)
+    value_scale = stored_scale(value_scale, used, gap=VALUE_GAP)
+    if (
+        case.far == "pages"
+        and key_scale is not None
+        and value_scale is not None
+        and key_scale.ndim > 1
+    ):
+        key_scale, value_scale = place_far_scales(key_scale, value_scale)
     lengths = torch.tensor(case.contexts, dtype=torch.int32, device=device)
     scale = LN2 if case.kind == "integers" else case.scale_factor * head_dim**-0.5
     return DecodeInputs(
@@ -70,8 +83,8 @@ def build_inputs(case: Case, problem: Problem, device: torch.device) -> DecodeIn
         sliding_window=case.window,
         sinks=_between(sinks.to(torch.bfloat16), torch.nan) if problem.sinks else None,
         query_scale=query_scale,
-        key_scale=stored_scale(key_scale, used, spare_heads=0),
-        value_scale=stored_scale(value_scale, used, spare_heads=1),
+        key_scale=key_scale,
+        value_scale=value_scale,
         softcap=case.softcap,
         fp8_math=problem.fp8_math,
     )
@@ -143,8 +156,11 @@ def _numbers(
         values = _markers(slots[:, 0] * problem.block_size + slots[:, 1], kv_heads, head_dim)
     elif case.kind == "peaked":
         direction = normal(head_dim).sign()
-        query = direction + 0.25 * query
-        keys[_peak_slots(case, problem, table, slots)] = PEAK * direction
+        spread = TAIL_SPREAD if case.tail else 1.0
+        query, keys = direction + 0.25 * spread * query, spread * keys
+        keys[_peak_slots(case, problem, table, slots)] = _peak(case, head_dim) * direction
+        if case.tail:  # one sum: random values would cancel, whether they are there or not
+            values += 1.0
         if case.offset:
             keys += _offsets(case, table, slots)[:, None, None] * direction * head_dim**-0.5
     return query, keys, values
@@ -176,6 +192,11 @@ def _peak_slots(
     return torch.searchsorted(slots[:, 0] * block + slots[:, 1], torch.tensor(wanted).to(slots))
 
 
+def _peak(case: Case, head_dim: int) -> float:
+    """Elements of the peak token's key: its score is this times sqrt(head_dim)."""
+    return math.log(2 * max(case.contexts)) * head_dim**-0.5 if case.tail else PEAK
+
+
 def _offsets(case: Case, table: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """By used slot: the offset of its sequence's scores, natural log; up and down in turn. Sequences must not share pages."""
     by_page = torch.zeros(1 + int(slots[:, 0].max()), device=slots.device)
@@ -195,13 +216,12 @@ def _caches(
     """Both caches in the problem's layout: keys and values [used slots, kv_heads, head_dim] in place, NaN elsewhere."""
 
     def cache(used_values: torch.Tensor, *, is_value: bool) -> torch.Tensor:
-        heads = case.kv_heads + (case.wide_values and is_value)
-        shape = (*used.shape, heads, problem.head_dim)
+        shape = (*used.shape, case.kv_heads, problem.head_dim)
         logical = torch.full(shape, torch.nan, device=used.device)
         slots = used.nonzero()
-        logical[slots[:, 0], slots[:, 1], : case.kv_heads] = used_values
+        logical[slots[:, 0], slots[:, 1]] = used_values
         stored = stored_as(logical, TORCH_DTYPES[problem.kv_dtype])
         return to_layout(stored, problem.kv_layout, is_value=is_value)
 
     key, value = cache(keys, is_value=False), cache(values, is_value=True)
-    return place_caches(case, key, value, case.kv_heads)
+    return place_caches(case, key, value)

@@ -119,3 +119,18 @@ def test_the_peak_takes_the_weight() -> None:
     for sequence, token in enumerate((0, 33)):
         page = int(inputs.block_tables[sequence, token // 16])
         torch.testing.assert_close(out[sequence, 0], values[page, token % 16, 0].float())
+
+
+def test_a_tail_is_a_third_of_the_result_and_below_every_fp8_probability_of_at_most_1() -> None:
+    inputs = inputs_of({}, kind="peaked", contexts=(1000,), peaks=(333,), tail=True, kv_heads=1)
+    keys, values = keys_and_values(inputs, 0, 0, 1000, torch.float64)
+    scores = inputs.softmax_scale * torch.einsum("gd,kd->gk", inputs.query[0].double(), keys[:, 0])
+    probs = torch.exp(scores - scores.amax(1, keepdim=True))
+    assert probs.argmax(1).tolist() == [333, 333]
+    tail = probs[:, torch.arange(1000) != 333]
+    assert float(tail.max()) < 2**-9
+    assert float((tail < 2**-10).double().mean()) > 0.95
+    kept = probs.to(torch.float8_e4m3fn).double()
+    out, _ = reference_decode(inputs, dtype=torch.float64)
+    lost = torch.einsum("gk,kd->gd", kept, values[:, 0]) / probs.sum(1, keepdim=True) - out[0]
+    assert float((lost.norm(dim=-1) / out[0].norm(dim=-1)).min()) > 0.15

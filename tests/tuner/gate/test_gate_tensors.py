@@ -70,7 +70,7 @@ def test_every_case_is_valid_and_poses_its_problem(
 
 def test_a_16_bit_cache_has_the_cases_that_it_had() -> None:
     fields: dict[str, Any] = {"block_size": 16, "head_dim": 64, "qg": 2}
-    for emulated, count in ((True, 8), (False, 9)):
+    for emulated, count in ((True, 8), (False, 10)):
         cases = gate_cases(Problem(**fields), KNOBS, emulated=emulated)
         capped = gate_cases(Problem(**fields, softcap=True), KNOBS, emulated=emulated)
         assert len(cases) == len(capped) == count
