@@ -14,11 +14,11 @@ class Mutant:
     """One planted bug: in ``module``, ``old`` becomes ``new``.
 
     Attributes:
-        also: further (old, new) of the same module, where one replacement is no whole bug.
         families: the kernel families that run through the text.
         problem: fields that the test's problem needs for the bug to show.
         knobs: fields that the test's knobs need.
         cdna_arch: where CDNA kernels show it.
+        also: further (old, new) of the same module, where one replacement is no whole bug.
         shows: who can see it: a numpy evaluator of the source, the ISA emulator, a device.
         faults: on a device it follows addresses that nothing is mapped at, which ends the process.
         racy: on a device it is a matter of timing.
@@ -28,11 +28,11 @@ class Mutant:
     module: str
     old: str
     new: str
-    also: tuple[tuple[str, str], ...] = ()
     families: tuple[str, ...] = FAMILIES
     problem: dict[str, Any] = field(default_factory=dict)
     knobs: dict[str, Any] = field(default_factory=dict)
     cdna_arch: str = "gfx942"
+    also: tuple[tuple[str, str], ...] = ()
     shows: tuple[str, ...] = PLACES
     faults: bool = False
     racy: bool = False

@@ -21,7 +21,7 @@ from mutants_base import (
 def _cdna(
     name: str, module: str, old: str, new: str, *also: tuple[str, str], knobs: dict[str, Any] | None = None, **problem: Any
 ) -> Mutant:  # fmt: skip
-    return Mutant(name, module, old, new, also, ("cdna_mfma",), problem, knobs or {})
+    return Mutant(name, module, old, new, ("cdna_mfma",), problem, knobs or {}, also=also)
 
 
 def _gfx950(

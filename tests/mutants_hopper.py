@@ -21,16 +21,16 @@ HOPPER_ONLY = ("hopper_wgmma",)
 def _hopper(
     name: str, module: str, old: str, new: str, *also: tuple[str, str], knobs: dict[str, Any] | None = None, **problem: Any
 ) -> Mutant:  # fmt: skip
-    return Mutant(name, module, old, new, also, HOPPER_ONLY, problem, knobs or {})
+    return Mutant(name, module, old, new, HOPPER_ONLY, problem, knobs or {}, also=also)
 
 
 def _faulting(name: str, module: str, old: str, new: str, **problem: Any) -> Mutant:
-    return Mutant(name, module, old, new, (), HOPPER_ONLY, problem, faults=True)
+    return Mutant(name, module, old, new, HOPPER_ONLY, problem, faults=True)
 
 
 def _race(name: str, old: str, new: str, *, knobs: dict[str, Any]) -> Mutant:
     """A wait that is too short: a device may have the data in time, an evaluator that counts copies has not."""
-    return Mutant(name, "hopper", old, new, (), HOPPER_ONLY, {}, knobs, racy=True)
+    return Mutant(name, "hopper", old, new, HOPPER_ONLY, {}, knobs, racy=True)
 
 
 WALK = (
@@ -70,6 +70,8 @@ MASKS = (
     _hopper("first_value_vector_lost", "hopper_copy", "kept = (vector >= first // VECTOR)", "kept = (vector > first // VECTOR)"),
     _hopper("last_value_vector_lost", "hopper_copy", "(vector * VECTOR < context)", "((vector + 1) * VECTOR < context)"),
     _hopper("last_key_zeroed", "hopper_copy", "(t0 + token < context)\n    cp_async(tile_smem", "(t0 + token < context - 1)\n    cp_async(tile_smem"),
+    _hopper("unseen_rows_copied", "hopper_copy", "channel_offset[None, :], mask=kept[:, None])", "channel_offset[None, :])", kv_layout="hnd"),
+    _hopper("rows_behind_the_context_copied", "hopper_copy", "(t0 + token < context)\n    cp_async(tile_smem", "(t0 + token < context + 16)\n    cp_async(tile_smem", kv_layout="hnd"),
     _hopper("first_key_zeroed", "hopper_copy", "(t0 + token >= first) & (t0 + token < context)\n    cp_async(tile_smem", "(t0 + token > first) & (t0 + token < context)\n    cp_async(tile_smem"),
 )  # fmt: skip
 
@@ -189,10 +191,12 @@ RACES = (
     _race("keys_not_waited_for_one_stage", "wait_group(1)", "wait_group(2)", knobs=ONE_STAGE),
     _race("values_not_waited_for", VALUE_WAIT, "wait_group(2 * STAGES - 1)", knobs=THREE_STAGES),
     _race("values_not_waited_for_one_stage", VALUE_WAIT, "wait_group(2 * STAGES - 1)", knobs=ONE_STAGE),
+    _race("key_and_value_in_one_group", "    async_copy.commit_group()\n    if live:", "    if live:", knobs=THREE_STAGES),
+    _race("copy_into_the_slot_that_is_read", "into = ahead % STAGES", "into = slot", knobs=THREE_STAGES),
     Mutant(
         "kernel_before_not_waited_for", "overlap",
         'gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)\n        ', "",
-        (), HOPPER_ONLY, {}, {"overlap_launch": True}, shows=("device",), racy=True,
+        HOPPER_ONLY, {}, {"overlap_launch": True}, shows=("device",), racy=True,
     ),
 )  # fmt: skip
 

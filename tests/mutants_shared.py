@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from mutants_base import FP16, ONE_SHOT, TENSOR_SCALE, TWO_CHUNKS, Mutant
+from mutants_base import FP16, ONE_SHOT, PLACES, TENSOR_SCALE, TWO_CHUNKS, Mutant
 
 
 def _shared(
-    name: str, module: str, old: str, new: str, *also: tuple[str, str], knobs: dict[str, Any] | None = None, **problem: Any
+    name: str, module: str, old: str, new: str, *also: tuple[str, str], knobs: dict[str, Any] | None = None,
+    shows: tuple[str, ...] = PLACES, **problem: Any,
 ) -> Mutant:  # fmt: skip
     """On gfx950 where fp8 is asked for: only there CDNA's is Hopper's e4m3fn."""
     arch = "gfx950" if "kv_dtype" in problem and problem["kv_dtype"].startswith("fp8") else "gfx942"
-    return Mutant(name, module, old, new, also, problem=problem, knobs=knobs or {}, cdna_arch=arch)
+    return Mutant(
+        name, module, old, new, problem=problem, knobs=knobs or {}, cdna_arch=arch, also=also
+    )
 
 
 def _faulting(name: str, module: str, old: str, new: str) -> Mutant:
@@ -97,6 +100,8 @@ ROWS = (
         "query_cast_without_scaling", "query", "FITS: gl.constexpr = query.dtype == DTYPE or query.dtype.primitive_bitwidth == 8",
         "FITS: gl.constexpr = True", **TENSOR_SCALE, fp8_math=True,
     ),
+    _shared("query_never_scaled_down", "query", "shift = gl.minimum(gl.maximum(shift, -100.0), 100.0)", "shift = gl.minimum(gl.maximum(shift, 0.0), 100.0)", **TENSOR_SCALE, fp8_math=True),
+    _shared("query_never_scaled_up", "query", "shift = gl.minimum(gl.maximum(shift, -100.0), 100.0)", "shift = gl.minimum(gl.maximum(shift, -100.0), 0.0)", **TENSOR_SCALE, fp8_math=True),
     _shared("query_scale_of_every_row", "query", "row % GROUP) * query_scale_step", "row % GROUP)", **FP8_QUERY),
     _shared("query_scale_of_the_first_kv_head", "query", "kv_head * GROUP + row % GROUP) * query_scale_step", "row % GROUP) * query_scale_step", **FP8_QUERY),
     _shared("query_scale_of_the_first_token", "query", "token = sequence * QUERY_LENGTH + row // GROUP", "token = sequence * QUERY_LENGTH", **FP8_QUERY),
@@ -147,10 +152,11 @@ REDUCE = (
     _shared("reduce_lse_without_kv_heads", "reduce", *LSE_DENSE),
     _shared("reduce_output_assumed_dense", "reduce", *DENSE_ROW),
     _shared("reduce_output_heads_interleaved", "reduce", OUT_ROW, INTERLEAVED_ROW),
-    # right for every sequence, and not the same bits: only a sequence that is moved in its batch shows it
+    # right for every sequence, and not the same bits: only a sequence that is moved in its batch shows it, and the last bit only in one
+    # row of some thousands, of which the short lists have hundreds
     _shared(
         "reduce_order_by_sequence", "reduce", "in_range = split < num_splits",
-        "in_range = split < num_splits\n        split = (split + sequence % 2) % num_splits", knobs=TWO_CHUNKS, **FP16,
+        "in_range = split < num_splits\n        split = (split + sequence % 2) % num_splits", knobs=TWO_CHUNKS, shows=("device",), **FP16,
     ),
 )  # fmt: skip
 

@@ -50,9 +50,7 @@ ROWS = [row("a", "owwo"), row("b", "nooo"), row("c", "oooc"), row("d", "oooo"), 
         ("markers/window1", "markers"),
         ("random/far/window0/heads3", "random/far"),
         ("seed/page1024/batch1/length4/window0", "seed"),
-        ("random/moved/in/batch", "random/moved"),
         ("peaked", "peaked"),
-        ("page1024", "page1024"),
     ],
 )
 def test_a_cases_role_is_its_name_without_numbers(case: str, role: str) -> None:

@@ -44,7 +44,7 @@ class Case:
         far: ``pages`` of the caches and of scales per token, or ``heads`` of the caches, key and value interleaved, or ``rows`` of the
             query lie so far apart that the offset of the last one does not fit 32 bits.
         peaks: the peak token of each sequence, for ``peaked``.
-        tail: the peak is no higher than that all other tokens together weigh half as much, each of them very little.
+        tail: the peak is no higher than that all other tokens together weigh more, each of them very little.
         checks_lse: also compare the LSE.
         repeats: further runs, which must give the same bits; on a device they are replays of a graph.
         splits: numbers of splits to run with, where the knobs have more than one split; empty: the knobs' own. Their number is no

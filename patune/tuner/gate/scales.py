@@ -107,9 +107,9 @@ def cache_scale(
         for value, extreme in enumerate(EXTREME_SCALES):
             scale = torch.where(drawn == value, extreme, scale)
         scale = torch.where(by_page == 1, scale, by_page * _log_uniform(shape, generator))
-    # fp8 has to hold the offset keys, 30 and less
+    # fp8 has to hold the offset keys, 70 and less
     if case.kind == "peaked" and name == "key_scale":
-        scale = scale.clamp(min=1 / 8)
+        scale = scale.clamp(min=1 / 4)
     return torch.ones_like(scale) if plain else scale
 
 

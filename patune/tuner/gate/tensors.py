@@ -6,7 +6,6 @@ that is not needed is 2^30, and what lies around a tensor is poison too: whateve
 
 from __future__ import annotations
 
-import math
 import random
 from typing import TYPE_CHECKING
 
@@ -22,19 +21,22 @@ from patune.tuner.gate.scales import VALUE_GAP, cache_scale, stored_as, stored_q
 if TYPE_CHECKING:
     from patune.problem import Problem
 
+LN2 = 0.6931471805599453
 UNUSED_ENTRY = 1 << 30  # no cache has so many pages: following it is an illegal access
 NO_CONTEXT = -(1 << 31)  # around the lengths: a sequence that is not there has no tiles
-PEAK = 4.0  # the peak token's score is PEAK * sqrt(head_dim): e^32 over the others at head_dim 64
-TAIL_SPREAD = (
-    0.2  # of the scores of a tail: so little that all of them are below the same power of two
-)
+# The peak token's score is PEAK * sqrt(head_dim), 128 and more over the others: exp() of it is beyond float32, and who takes the maximum over
+# tokens that a row does not see is left with nothing.
+PEAK = 16.0
+TAIL_PEAK = 10.6 * LN2  # score of a tail's peak over the others
+# of the scores of a tail: so little that nearly all of them are below 2^-10 of the peak's
+TAIL_SPREAD = 0.15
 PRIMES = {32: 31, 64: 61, 128: 127}  # the largest below half a head
-# Integers: a query row has this many channels of 1 or -1, keys are 1, 0 or -1 and softmax_scale is ln 2. So scores in log2 units are integers
-# within +-4, probabilities are powers of two from 2^-8 on, and with values up to 3 sums over 3000 tokens keep within 23 bits: exact in
-# float32 in any order, and each factor exact in fp16, bf16 and fp8.
+# Integers: a query row has a 1 in this many channels, channel 0 among them, keys are 1, 0 or -1 and softmax_scale is ln 2. So scores in log2
+# units are integers within +-4, probabilities are powers of two from 2^-8 on, and with values up to 3 sums over 3000 tokens keep within
+# 23 bits: exact in float32 in any order, and each factor exact in fp16, bf16 and fp8. A sequence's last token alone has the score 4, as
+# keys have no 1 in channel 0: the last split has a maximum of its own.
 QUERY_CHANNELS = 4
 LARGEST_VALUE = 3
-LN2 = 0.6931471805599453
 AROUND = 16  # poisoned elements before and after a short tensor
 FAR_PAGES = 5  # a far cache has at least so many: the stride between them has to fit 32 bits
 
@@ -148,6 +150,9 @@ def _numbers(
         if problem.softcap:  # tanh is not exact: flat scores, which a cap leaves alone
             query = torch.zeros_like(query)
         keys = integers(-1, 1, len(slots), kv_heads, head_dim)
+        keys[..., 0] = -keys[..., 0].abs()
+        last = {b: context - 1 for b, context in enumerate(case.contexts) if context}
+        keys[_slots_of(last, problem, table, slots)] = 1.0
         return query, keys, integers(-LARGEST_VALUE, LARGEST_VALUE, len(slots), kv_heads, head_dim)
     query, keys = normal(rows, heads, head_dim), normal(len(slots), kv_heads, head_dim)
     values = normal(len(slots), kv_heads, head_dim)
@@ -158,7 +163,9 @@ def _numbers(
         direction = normal(head_dim).sign()
         spread = TAIL_SPREAD if case.tail else 1.0
         query, keys = direction + 0.25 * spread * query, spread * keys
-        keys[_peak_slots(case, problem, table, slots)] = _peak(case, head_dim) * direction
+        keys[_slots_of(dict(enumerate(case.peaks)), problem, table, slots)] = (
+            _peak(case, head_dim) * direction
+        )
         if case.tail:  # one sum: random values would cancel, whether they are there or not
             values += 1.0
         if case.offset:
@@ -167,9 +174,9 @@ def _numbers(
 
 
 def _few_channels(noise: torch.Tensor) -> torch.Tensor:
-    """1 or -1 in QUERY_CHANNELS channels of each row, else 0."""
-    kept = torch.zeros_like(noise).scatter_(-1, noise.abs().topk(QUERY_CHANNELS).indices, 1.0)
-    return kept * noise.sign()
+    """1 in QUERY_CHANNELS channels of each row, the first one among them, else 0."""
+    drawn = torch.cat((torch.full_like(noise[..., :1], torch.inf), noise[..., 1:]), dim=-1)
+    return torch.zeros_like(noise).scatter_(-1, drawn.topk(QUERY_CHANNELS).indices, 1.0)
 
 
 def _markers(slot_ids: torch.Tensor, kv_heads: int, head_dim: int) -> torch.Tensor:
@@ -182,19 +189,19 @@ def _markers(slot_ids: torch.Tensor, kv_heads: int, head_dim: int) -> torch.Tens
     return torch.zeros(*ids.shape, head_dim, device=ids.device).scatter_(-1, channels, 1.0)
 
 
-def _peak_slots(
-    case: Case, problem: Problem, table: torch.Tensor, slots: torch.Tensor
+def _slots_of(
+    tokens: dict[int, int], problem: Problem, table: torch.Tensor, slots: torch.Tensor
 ) -> torch.Tensor:
-    """Row of ``slots`` that holds each sequence's peak token."""
+    """Row of ``slots`` that holds a token of each sequence."""
     block = problem.block_size
     entries = table.cpu()
-    wanted = [int(entries[b, t // block]) * block + t % block for b, t in enumerate(case.peaks)]
+    wanted = [int(entries[b, t // block]) * block + t % block for b, t in tokens.items()]
     return torch.searchsorted(slots[:, 0] * block + slots[:, 1], torch.tensor(wanted).to(slots))
 
 
 def _peak(case: Case, head_dim: int) -> float:
     """Elements of the peak token's key: its score is this times sqrt(head_dim)."""
-    return math.log(2 * max(case.contexts)) * head_dim**-0.5 if case.tail else PEAK
+    return TAIL_PEAK * head_dim**-0.5 if case.tail else PEAK
 
 
 def _offsets(case: Case, table: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

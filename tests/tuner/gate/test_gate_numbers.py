@@ -48,6 +48,8 @@ def test_integers_are_exact_in_every_step(fields: dict[str, Any]) -> None:
     scores = torch.einsum("gd,kd->gk", query[0, :2], keys[:, 0])  # KV head 0, in log2 units
     assert torch.equal(scores, scores.round())
     assert float(scores.abs().max()) <= 4
+    assert (scores[:, 299] == (0 if fields.get("softcap") else 4)).all(), "the last token's"
+    assert fields.get("softcap") or float(scores[:, :299].max()) < 4
     if fields.get("softcap"):
         assert not scores.any(), "tanh is not exact"
     else:
@@ -103,7 +105,7 @@ def test_offset_scores_are_beyond_exp_and_the_peak_still_takes_the_weight(
     fields: dict[str, Any],
 ) -> None:
     contexts, peaks = (50, 50, 70), (0, 33, 69)
-    inputs = inputs_of(fields, kind="peaked", contexts=contexts, peaks=peaks, offset=200.0)
+    inputs = inputs_of(fields, kind="peaked", contexts=contexts, peaks=peaks, offset=400.0)
     out, lse = reference_decode(inputs, dtype=torch.float64)
     assert float(lse[[0, 2]].min()) > math.log(torch.finfo(torch.float32).max)
     assert float(lse[1].max()) < math.log(torch.finfo(torch.float32).tiny)
@@ -121,16 +123,16 @@ def test_the_peak_takes_the_weight() -> None:
         torch.testing.assert_close(out[sequence, 0], values[page, token % 16, 0].float())
 
 
-def test_a_tail_is_a_third_of_the_result_and_below_every_fp8_probability_of_at_most_1() -> None:
-    inputs = inputs_of({}, kind="peaked", contexts=(1000,), peaks=(333,), tail=True, kv_heads=1)
-    keys, values = keys_and_values(inputs, 0, 0, 1000, torch.float64)
+def test_a_tail_is_below_every_fp8_probability_of_at_most_1() -> None:
+    inputs = inputs_of({}, kind="peaked", contexts=(2900,), peaks=(333,), tail=True, kv_heads=1)
+    keys, values = keys_and_values(inputs, 0, 0, 2900, torch.float64)
     scores = inputs.softmax_scale * torch.einsum("gd,kd->gk", inputs.query[0].double(), keys[:, 0])
     probs = torch.exp(scores - scores.amax(1, keepdim=True))
     assert probs.argmax(1).tolist() == [333, 333]
-    tail = probs[:, torch.arange(1000) != 333]
-    assert float(tail.max()) < 2**-9
+    tail = probs[:, torch.arange(2900) != 333]
+    assert float(tail.sum(1).min()) > 1.5, "it weighs more than the peak"
     assert float((tail < 2**-10).double().mean()) > 0.95
     kept = probs.to(torch.float8_e4m3fn).double()
     out, _ = reference_decode(inputs, dtype=torch.float64)
     lost = torch.einsum("gk,kd->gd", kept, values[:, 0]) / probs.sum(1, keepdim=True) - out[0]
-    assert float((lost.norm(dim=-1) / out[0].norm(dim=-1)).min()) > 0.15
+    assert float((lost.norm(dim=-1) / out[0].norm(dim=-1)).min()) > 0.4
