@@ -16,7 +16,7 @@ from patune.tuner.gate.diagnosis import marker_twin
 from patune.tuner.gate.edges import LONGEST
 from patune.tuner.gate.guards import GuardedBuffer, Untouched
 from patune.tuner.gate.tensors import build_inputs
-from patune.tuner.gate.tolerances import out_dtype
+from patune.tuner.gate.tolerances import lse_tolerance, out_dtype
 from patune.tuner.gate.verdict import GateReport, Rejected
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ class _Judge:
             out = launch.run()
             worst = max(worst, check_out(case, self.problem, inputs, out, exact, exact_lse))
             if launch.lse is not None:
-                check_lse(self.problem, inputs, launch.lse.inner.double(), exact_lse)
+                limit = lse_tolerance(self.problem, self.target.arch)
+                check_lse(inputs, launch.lse.inner.double(), exact_lse, limit)
             if not stable:
                 self._check_stable(case, launch, out)
                 stable = True
