@@ -41,7 +41,7 @@ RAGGED_SEQUENCES = 12
 FAR_HEADS = 3  # the third is the first whose offset can leave 32 bits while the stride does not
 SINK_NEGLIGIBLE, SINK_COMPARABLE, SINK_DOMINANT = -20.0, 5.0, 40.0  # against LSEs of 0 to 8
 OFFSET = 400.0  # of scores, natural log: exp() of them is beyond float32 both ways, peaks of up to 256 included
-# Caps that matter. Random scores have a standard deviation of CAPPED_SCALE and reach 4 times that; a peak of 32 and more stays one at 18.
+# Caps that matter. Random scores have a standard deviation of CAPPED_SCALE and reach 4 times that; a peak of 128 and more stays one at 20.
 CAP_RANDOM, CAP_PEAKED, CAP_FLAT = 5.0, 20.0, 30.0
 CAPPED_SCALE, CAPPED_SINK = 5.0, 20.0
 # Powers of two over which the rows of 16-bit queries of fp8 caches are spread: a plain cast to fp16 or fp8 overflows, or goes to zero.
@@ -68,6 +68,11 @@ class Scale:
     most_splits: int
     repeats: int
     heads: int
+
+    @property
+    def wide(self) -> bool:
+        """The whole list, as a device runs it."""
+        return self.repeats > 0
 
     def splits(self, knobs: Knobs) -> tuple[int, ...]:
         """Numbers of splits of a case that is not there for them."""
@@ -102,7 +107,7 @@ def gate_cases(problem: Problem, knobs: Knobs, *, emulated: bool) -> list[Case]:
         *_marker_cases(problem, knobs, scale),
         *_integer_cases(problem, knobs, scale),
         _peaked_case(problem, knobs, scale),
-        *([_tail_case(problem, knobs)] if scale.repeats or problem.fp8_math else []),
+        *([_tail_case(problem, knobs)] if scale.wide or problem.fp8_math else []),
         *(_emulated_random if emulated else _device_random)(problem, knobs),
         *_deep_cases(problem, knobs, scale),
         *_quantised_cases(problem, knobs, emulated=emulated),
@@ -146,7 +151,7 @@ def _marker_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
             Case(name=f"markers/edges/window{window}", kind="markers", window=window, repeats=scale.repeats,
                  contexts=affordable(edges, problem, window, tile, scale.edges // len(windows) // scale.heads))
         )  # fmt: skip
-    if scale.repeats:
+    if scale.wide:
         window = tile + 3 if problem.windowed else 0
         cases.append(
             Case(name="markers/ragged", kind="markers", window=window, shared_pages=True, repeats=scale.repeats,
@@ -167,23 +172,16 @@ def _integer_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
     elif scale.most_splits:
         splits = ()
     window = max(BEYOND, (most + 1) * tile) if problem.windowed else 0
-    lengths: Sequence[int] = (
-        tile + 1 + length,
-        length,
-        2 * tile - 1,
-        3 * tile + 5,
-        7 * tile + 9,
-        0,
-    )
+    lengths: Sequence[int] = (tile + 1 + length, length, 2 * tile - 1, 3 * tile + 5, 7 * tile + 9, 0)  # fmt: skip
     if scale.most_splits:
         lengths = lengths[: max(1, MOST_WORKGROUPS // most)]
     runs = max(1, len(splits)) + scale.repeats
     tokens = scale.integers // runs // scale.heads
     contexts = affordable(lengths, problem, window, tile, max(tokens, 2 * tile))
-    if (
-        most > 1
-    ):  # whatever it costs: the reduce kernel's second chunk has something to add only where so many tiles are seen
-        contexts = (*contexts, most * tile + 5)
+    if most > 1:
+        # whatever it costs: each split has a tile, and the last token, whose score is the highest, is the last split's: where there is a
+        # second chunk, what the first one left has to be rescaled
+        contexts = (*contexts, most * tile - 3)
     return [
         Case(name="integers/splits", kind="integers", contexts=contexts, window=window,
              splits=splits, checks_lse=True, repeats=scale.repeats)
@@ -195,7 +193,7 @@ def _peaked_case(problem: Problem, knobs: Knobs, scale: Scale) -> Case:
     tile = knobs.partition_tokens
     window = tile + 3 if problem.windowed else 0
     lengths = [2 * tile + 1, 1100, min(knobs.num_splits * tile + 1, LONGEST)]
-    if not scale.repeats:
+    if not scale.wide:
         lengths = [1088 if problem.windowed else tile + problem.query_length]
     runs = 2
     pairs, tokens = [], scale.peaked // (runs * scale.heads)
@@ -212,7 +210,8 @@ def _peaked_case(problem: Problem, knobs: Knobs, scale: Scale) -> Case:
         peaks=tuple(peak for _, peak in pairs),
         window=window,
         sink=SINK_DOMINANT,
-        offset=OFFSET,
+        # sm_90 sums fp8 products with 14 bits: of an offset that is 4 % of a probability
+        offset=0.0 if problem.fp8_math else OFFSET,
         checks_lse=not problem.fp8_math,
         repeats=runs - 1,
     )
@@ -296,12 +295,12 @@ def _deep_cases(problem: Problem, knobs: Knobs, scale: Scale) -> list[Case]:
     if not rounds:
         return []
     walked = (*scale.splits(knobs), knobs.num_splits)[0] * knobs.partition_tokens * rounds
-    if scale.repeats:
+    if scale.wide:
         walked = max(min(walked, DEEPEST), LONGEST)
     context = walked + knobs.partition_tokens + 3
     return [
         Case(name="random/deep", kind="random", contexts=(context,), window=walked if problem.windowed else 0,
-             shared_pages=not scale.repeats, repeats=scale.repeats)
+             shared_pages=not scale.wide, repeats=scale.repeats)
     ]  # fmt: skip
 
 

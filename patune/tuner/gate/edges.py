@@ -49,7 +49,7 @@ def windowed_edges(problem: Problem, knobs: Knobs, num_splits: int, window: int)
     length = problem.query_length
     at_first = window + length - 1  # its earliest query token's window begins at token 0
     grains = grain_edges(problem, knobs)
-    starts = (at_first + first for first in (0, 1, *grains))
+    starts = tuple(at_first + first for first in (0, 1, *grains))
     ends = (0, length, 1, length - 1, window, *context_edges(problem, knobs, num_splits))
     in_turn = (c for pair in zip(starts, ends, strict=False) for c in pair)
     return _in_order((*in_turn, *starts, *ends), 0, LONGEST)

@@ -178,11 +178,11 @@ def test_split_edges_are_those_of_the_reduce_chunk() -> None:
 
     assert integers(knobs, emulated=False).splits == (5, 2, 9, 8)
     assert integers(knobs, emulated=True).splits == (), "as many as the knobs"
-    assert integers(knobs, emulated=True).contexts[-1] // 64 == 5, "each split has a tile"
+    assert integers(knobs, emulated=True).contexts[-1] == 5 * 64 - 3, "each split has a tile"
     many = replace(knobs, num_splits=100)
     assert integers(many, emulated=True).splits == (9,)
     for emulated in (True, False):
-        assert integers(many, emulated=emulated).contexts[-1] // 64 == 9, "so has a second chunk"
+        assert integers(many, emulated=emulated).contexts[-1] == 9 * 64 - 3, "so has a second chunk"
     splits = {c.name: c.splits for c in gate_cases(problem, many, emulated=True)}
     assert splits.pop("random/ragged") == (), "as many as the knobs"
     assert splits.pop("integers/splits") == (9,)
