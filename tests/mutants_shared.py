@@ -13,7 +13,7 @@ def _shared(
 ) -> Mutant:  # fmt: skip
     """On gfx950 where fp8 is asked for: only there CDNA's is Hopper's e4m3fn."""
     arch = "gfx950" if "kv_dtype" in problem and problem["kv_dtype"].startswith("fp8") else "gfx942"
-    return Mutant(name, module, old, new, also, problem=problem, knobs=knobs or {}, cdna_arch=arch, shows=shows)  # fmt: skip
+    return Mutant(name, module, old, new, also=also, problem=problem, knobs=knobs or {}, cdna_arch=arch, shows=shows)  # fmt: skip
 
 
 def _faulting(name: str, module: str, old: str, new: str) -> Mutant:
