@@ -30,7 +30,9 @@ def gate(problem: Problem, knobs: CdnaKnobs, arch: str, plan: Plan | None = None
     return run_gate(problem, knobs, target, EmulatedExecutor(target), plan=plan)
 
 
-CAUGHT = mutants_of("cdna_mfma", shown_by="emulator")
+# Bugs in the text that both families share are planted in the Hopper kernels' source (test_evaluated.py), which nobody has to compile;
+# tests/mutation_table.py runs all of them on both.
+CAUGHT = [m for m in mutants_of("cdna_mfma", shown_by="emulator") if len(m.families) == 1]
 SETTINGS = dict.fromkeys(posed(mutant, "cdna_mfma") for mutant in CAUGHT)
 
 

@@ -49,11 +49,14 @@ def test_who_can_see_a_mutant_runs_its_kernels() -> None:
     for mutant in MUTANTS:
         assert set(mutant.shows) <= set(PLACES)
         assert mutant.shows
-    assert mutants_of("cdna_mfma", shown_by="emulator") == mutants_of("cdna_mfma")
+    compiled = {m.name for m in MUTANTS if "cdna_mfma" in m.families}
+    assert compiled - {m.name for m in mutants_of("cdna_mfma", shown_by="emulator")} == {"reduce_order_by_sequence"}  # fmt: skip
     on_device = mutants_of("hopper_wgmma", shown_by="device")
-    assert on_device == mutants_of("hopper_wgmma")
+    assert {m.name for m in on_device} == {m.name for m in MUTANTS if "hopper_wgmma" in m.families}
     by_hardware = {m.name for m in on_device} - {m.name for m in mutants_of("hopper_wgmma", shown_by="evaluator")}  # fmt: skip
-    assert by_hardware == {"kernel_before_not_waited_for"}
+    assert by_hardware == {
+        "kernel_before_not_waited_for", "reduce_order_by_sequence", "sum_of_fp8_probabilities",
+    }  # fmt: skip
 
 
 def test_a_text_that_is_not_there_once_is_refused() -> None:
