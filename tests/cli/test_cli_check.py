@@ -200,7 +200,7 @@ def test_help_states_the_rule_for_spills(run: Run) -> None:
 @pytest.mark.slow
 def test_ctrl_c_ends_it_cleanly() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "patune", *GFX942],
+        [sys.executable, "-m", "patune", *GFX942, "--knobs", "grid"],  # far more than the first row
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
