@@ -239,7 +239,7 @@ def test_a_planted_bug_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rows = run([planted], worker_tasks=check_fakes.MUTANT_TASKS)
     assert summary(rows) == [("num_splits=1", "wrong", "failed")]
     assert rows[0].reason.startswith("case ")
-    assert rows[0].reason.endswith("probably too little weight on token 18")
+    assert "probably too little weight on token " in rows[0].reason
     assert rows[0].error_rms is not None
     assert rows[0].error_rms > 0.01
     report = CheckReport(
