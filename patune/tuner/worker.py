@@ -52,6 +52,8 @@ def work(
     os.dup2(log, 1)
     os.dup2(log, 2)
     faulthandler.enable(file=2)
+    for gone in os.environ.keys() - environ.keys():
+        del os.environ[gone]
     os.environ.update(environ)
     connection.send_bytes(b'{"ready": true}')
     while True:
