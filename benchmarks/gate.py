@@ -30,6 +30,7 @@ from patune.tuner.check_cases import CheckOptions, select_cases
 from patune.tuner.executors import make_executor
 from patune.tuner.gate import run_gate
 from patune.tuner.tasks import reason_of, status_of
+from patune.tuner.worker import poisons_context
 
 if TYPE_CHECKING:
     from patune.tuner.executors import EmulatedExecutor, GpuExecutor
@@ -61,6 +62,8 @@ def gate(payload: dict[str, Any]) -> dict[str, Any]:
             return {"status": built.status, "reason": built.reason}
         report = run_gate(problem, knobs, target, executor)
     except Exception as error:  # the verdict of this row
+        if poisons_context(error):  # and of no other: this process has lost its device
+            raise
         return {"status": status_of(error, "gate"), "reason": reason_of(error)}
     return {
         "status": report.status,
