@@ -26,6 +26,8 @@ from faults_check import Verdict, check
 from faults_plan import Scene, plan_scene
 from faults_run import SCRIPT, run_scene
 
+import patune
+
 COLUMNS = ("injected", "right", "lost", "wedged", "wrong status", "wrongly blamed")
 Row = dict[str, int]
 
@@ -103,14 +105,18 @@ def campaign(faults: int, seed: int, jobs: int, first: int) -> Tally:
 
 
 def document(tally: Tally, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    packages = ("patune", "torch", "triton", "optuna", "sqlalchemy")
+    packages = ("torch", "triton", "optuna", "sqlalchemy")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": " ".join(["python", *sys.argv]),
         "seed": arguments.seed,
         "on": arguments.on,
         "versions": {name: version(name) for name in packages}
-        | {"python": platform.python_version(), "kernel": platform.release()},
+        | {
+            "patune": patune.__version__,
+            "python": platform.python_version(),
+            "kernel": platform.release(),
+        },
         "sweeps": tally.sweeps,
         "starts": tally.starts,
         "seconds": round(seconds, 1),

@@ -11,15 +11,39 @@ from patune.problem import Problem, Workload
 from patune.target import Target
 
 if TYPE_CHECKING:
-    from patune.configs.dispatcher import lookup, stats
+    from patune.configs.capture import flush_misses
+    from patune.configs.dispatcher import fingerprint, lookup, pin, reload, stats, unpin
+    from patune.configs.overrides import override
     from patune.kernels.decode import paged_attention_decode
+    from patune.warmup import warmup
 
-__all__ = ["Problem", "Target", "Workload", "lookup", "paged_attention_decode", "stats"]
+__all__ = [
+    "Problem",
+    "Target",
+    "Workload",
+    "fingerprint",
+    "flush_misses",
+    "lookup",
+    "override",
+    "paged_attention_decode",
+    "pin",
+    "reload",
+    "stats",
+    "unpin",
+    "warmup",
+]
 __version__ = "0.1.0"
 
 _LAZY = {
+    "fingerprint": "patune.configs.dispatcher",
+    "flush_misses": "patune.configs.capture",
     "lookup": "patune.configs.dispatcher",
+    "override": "patune.configs.overrides",
+    "pin": "patune.configs.dispatcher",
+    "reload": "patune.configs.dispatcher",
     "stats": "patune.configs.dispatcher",
+    "unpin": "patune.configs.dispatcher",
+    "warmup": "patune.warmup",
     "paged_attention_decode": "patune.kernels.decode",
 }
 

@@ -31,7 +31,7 @@ from patune.cli_options import (
 )
 from patune.cli_tune import export_study, models, simulate, space, sweep
 from patune.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, InvalidValueError, PatuneError
-from patune.settings import database_path
+from patune.settings import database_place
 
 if TYPE_CHECKING:
     from patune.tuner.check_cases import CheckOptions
@@ -188,7 +188,7 @@ def list_winners(target: str | None, db: Path | None, as_json: bool, **core: int
     from patune import terminal
     from patune.configs.store import Store
 
-    with Store.open(database_path(db), create=False) as store:
+    with Store.open(database_place(db), create=False) as store:
         winners = [winner.to_dict() for winner in store.winners(arch=target, **core)]
         path = store.path
     if as_json:
@@ -209,7 +209,7 @@ def show(db: Path | None, as_json: bool, **key: Any) -> None:
     from patune.inspection import inspect_key
 
     asked = find(**given(key))
-    with Store.open(database_path(db), create=False) as store:
+    with Store.open(database_place(db), create=False) as store:
         record = inspect_key(
             store, target=asked.target, problem=asked.problem, workload=asked.workload
         )
@@ -232,7 +232,7 @@ def lookup(db: Path | None, as_json: bool, **key: Any) -> None:
     from patune import terminal
     from patune.configs import dispatcher
 
-    dispatcher.reload(database_path(db))
+    dispatcher.reload(database_place(db))
     answer = dispatcher.lookup(**given(key)).to_dict()
     if as_json:
         print_json(answer)
@@ -256,7 +256,7 @@ def export_winners(
     from patune.configs.store import Store
 
     to_stdout = str(destination) == "-"
-    with Store.open(database_path(db), create=False) as store:
+    with Store.open(database_place(db), create=False) as store:
         pack = export_pack(store, None if to_stdout else destination, arch=target, **core)
     if to_stdout:
         click.echo(pack_text(pack), nl=False)
@@ -284,7 +284,7 @@ def import_winners(source: Path, dry_run: bool, db: Path | None, as_json: bool) 
     from patune.configs.store import Store
 
     read_pack(source)  # a bad pack is refused before a database is made
-    path = database_path(db)
+    path = database_place(db)
     with contextlib.ExitStack() as stack:
         home = path
         if dry_run and not found_schema(path):  # an empty one elsewhere stands for the missing one

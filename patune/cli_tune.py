@@ -29,7 +29,7 @@ from patune.cli_options import (
     target_option,
 )
 from patune.errors import InvalidValueError
-from patune.settings import database_path
+from patune.settings import database_place
 
 if TYPE_CHECKING:
     from patune.tuner.sweep import SweepOptions
@@ -114,7 +114,7 @@ def sweep(
         sweep_request.SearchRequest(**how, budget_s=budget, command=ctx.meta[COMMAND_LINE]),
         arch=target,
     )
-    path = database_path(db)
+    path = database_place(db)
     found_schema(path)  # a file that is no config database is refused before any work
     if note and not quiet:
         click.echo(note, err=True)
@@ -209,7 +209,7 @@ def export_study(journal: Path, force: bool, db: Path | None, as_json: bool, **k
     from patune.tuner import study_export
 
     asked = find(**given(key))
-    with Store.open(database_path(db), create=False) as store:
+    with Store.open(database_place(db), create=False) as store:
         exported = study_export.export_study(
             store,
             journal,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from patune.errors import DatabaseError
-from patune.settings import database_path
+from patune.settings import database_place
 from patune.target import ARCHS, Target, detect_target
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def diagnose(db: str | Path | None = None) -> Diagnosis:
     ]
     usable = all(finding.state != "broken" for finding in findings)
     here = detect_target() if usable else None
-    path = database_path(db)
+    path = database_place(db)
     database = _check_database(path)
     findings += [_check_gpu(here), database]
     broken = next((finding for finding in findings if finding.state == "broken"), None)
@@ -213,7 +213,7 @@ def places(db: str | Path | None = None) -> dict[str, str]:
 
     packs = importlib.resources.files("patune.configs") / "packs"
     return {
-        "database": str(database_path(db)),
+        "database": str(database_place(db)),
         "triton_cache": str(knobs.cache.dir),
         "packs": str(packs),
     }

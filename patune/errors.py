@@ -48,6 +48,10 @@ class EmulatorError(PatuneError):
     """The emulated program did something that the hardware would not forgive, or that the emulator does not know."""
 
 
+class MissError(PatuneError):
+    """A strict lookup found nothing tuned; the message names the command that tunes the key."""
+
+
 class NothingPassedError(PatuneError):
     """A sweep ended and no configuration of a key passed the correctness gate."""
 

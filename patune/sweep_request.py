@@ -290,5 +290,5 @@ def read_back(report: Mapping[str, Any], path: Path) -> str | None:
         keys[-1],
         keys[-1]["workload"],
         target=None if resolve_target(settings.target_arch()).arch == arch else arch,
-        db=None if path == settings.database_path() else path,
+        db=None if path == settings.database_place() else path,
     )

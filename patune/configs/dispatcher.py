@@ -124,7 +124,7 @@ class _State:
         """The stored configurations of an architecture, read at the first request."""
         if arch not in self.layers:
             started = time.perf_counter()
-            self.path = self.path or settings.database_path()
+            self.path = self.path or settings.database_place()
             self.layers[arch] = read_database(self.path, arch), read_packs(PACKS, arch)
             self.load_s += time.perf_counter() - started
         return self.layers[arch]
@@ -233,7 +233,7 @@ def stats() -> dict[str, Any]:
         "schema": SCHEMA,
         "lookups": {source: by_source[source] for source in get_args(Source)},
         "misses": dict(misses.most_common()),
-        "db": str(state.path or settings.database_path()),
+        "db": str(state.path or settings.database_place()),
         "entries": {
             "db": sum(entries_in(database) for database, _ in layers),
             "packs": sum(entries_in(packs) for _, packs in layers),

@@ -65,7 +65,7 @@ class Store:
         Raises:
             DatabaseError: the file is not ours, damaged, of a newer patune, or not writable; nothing was changed.
         """
-        file = settings.database_path(path).absolute()
+        file = settings.database_place(path).absolute()
         return cls(file, open_engine(file, create=create, forward=forward))
 
     @classmethod
@@ -78,7 +78,7 @@ class Store:
         Raises:
             DatabaseError: the file is missing, not ours, damaged, or of another schema; nothing was changed.
         """
-        file = settings.database_path(path).absolute()
+        file = settings.database_place(path).absolute()
         return cls(file, open_readonly_engine(file))
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from patune.errors import InvalidValueError
-from patune.settings import database_path
+from patune.settings import database_place
 from patune.target import Target, detect_target
 from patune.tuner.check_cases import CheckCase
 from patune.tuner.check_run import run_checks
@@ -57,7 +57,7 @@ def read_winners(
         return Source(path=pack, kind="pack"), found
     from patune.configs.store import Store
 
-    with Store.read(database_path(db)) as store:
+    with Store.read(database_place(db)) as store:
         return Source(path=store.path, kind="database"), store.winners(arch=arch, **core)
 
 

@@ -103,7 +103,7 @@ class VerifiedWinner:
         command = sweep_command(winner.problem, winner.workload, winner.target)
         if self.outlives_a_sweep(source):
             path = source.path.with_suffix(FRESH_SUFFIX)
-        elif source.kind == "pack" or source.path == settings.database_path().absolute():
+        elif source.kind == "pack" or source.path == settings.database_place().absolute():
             return command
         else:
             path = source.path
