@@ -31,9 +31,10 @@ from patune.cli_options import (
 )
 from patune.cli_tune import export_study, models, simulate, space, sweep
 from patune.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, InvalidValueError, PatuneError
-from patune.settings import database_place
+from patune.settings import DB_FILE, database_place, hide_password
 
 if TYPE_CHECKING:
+    from patune.settings import DatabasePlace
     from patune.tuner.check_cases import CheckOptions
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -48,7 +49,7 @@ class Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the command line: the database records which command made a row."""
-        ctx.meta[COMMAND_LINE] = shlex.join(["patune", *args])
+        ctx.meta[COMMAND_LINE] = shlex.join(["patune", *map(hide_password, args)])
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -78,7 +79,7 @@ def main() -> None:
 @db_option
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, db: Path | None, as_json: bool) -> None:
+def doctor(ctx: click.Context, db: DatabasePlace | None, as_json: bool) -> None:
     """Print what is here, what is missing, what to run next."""
     from patune import terminal
     from patune.doctor import diagnose
@@ -156,7 +157,7 @@ def verify(
     target: str | None,
     pack: Path | None,
     jobs: int | None,
-    db: Path | None,
+    db: DatabasePlace | None,
     as_json: bool,
     **core: int | None,
 ) -> None:
@@ -183,14 +184,16 @@ def verify(
 @filters()
 @db_option
 @json_option
-def list_winners(target: str | None, db: Path | None, as_json: bool, **core: int | None) -> None:
+def list_winners(
+    target: str | None, db: DatabasePlace | None, as_json: bool, **core: int | None
+) -> None:
     """Print the stored winners."""
     from patune import terminal
     from patune.configs.store import Store
 
     with Store.open(database_place(db), create=False) as store:
         winners = [winner.to_dict() for winner in store.winners(arch=target, **core)]
-        path = store.path
+        path = store.place
     if as_json:
         print_json({"schema": LISTING_SCHEMA, "winners": winners})
     else:
@@ -201,7 +204,7 @@ def list_winners(target: str | None, db: Path | None, as_json: bool, **core: int
 @one_key()
 @db_option
 @json_option
-def show(db: Path | None, as_json: bool, **key: Any) -> None:
+def show(db: DatabasePlace | None, as_json: bool, **key: Any) -> None:
     """Print one key: winner, spread, default, all trials, failures."""
     from patune import terminal
     from patune.configs.dispatcher import lookup as find
@@ -213,7 +216,7 @@ def show(db: Path | None, as_json: bool, **key: Any) -> None:
         record = inspect_key(
             store, target=asked.target, problem=asked.problem, workload=asked.workload
         )
-        path = store.path
+        path = store.place
     if as_json:
         print_json(record)
     else:
@@ -224,7 +227,7 @@ def show(db: Path | None, as_json: bool, **key: Any) -> None:
 @one_key()
 @db_option
 @json_option
-def lookup(db: Path | None, as_json: bool, **key: Any) -> None:
+def lookup(db: DatabasePlace | None, as_json: bool, **key: Any) -> None:
     """Print the knobs that serving uses for one key.
 
     Reads what a serving process would read: --db, else PATUNE_DB, else the user's database, and the shipped packs.
@@ -246,7 +249,11 @@ def lookup(db: Path | None, as_json: bool, **key: Any) -> None:
 @db_option
 @json_option
 def export_winners(
-    destination: Path, target: str | None, db: Path | None, as_json: bool, **core: int | None
+    destination: Path,
+    target: str | None,
+    db: DatabasePlace | None,
+    as_json: bool,
+    **core: int | None,
 ) -> None:
     """Write winners to a pack file for other machines.
 
@@ -271,7 +278,7 @@ def export_winners(
 @click.option("--dry-run", is_flag=True, help="Print what would change; write nothing.")
 @db_option
 @json_option
-def import_winners(source: Path, dry_run: bool, db: Path | None, as_json: bool) -> None:
+def import_winners(source: Path, dry_run: bool, db: DatabasePlace | None, as_json: bool) -> None:
     """Take the winners of a pack file in.
 
     Where a key has a winner already, the better kind of evidence stays, then the newer, then the faster.
@@ -288,7 +295,7 @@ def import_winners(source: Path, dry_run: bool, db: Path | None, as_json: bool) 
     with contextlib.ExitStack() as stack:
         home = path
         if dry_run and not found_schema(path):  # an empty one elsewhere stands for the missing one
-            home = Path(stack.enter_context(tempfile.TemporaryDirectory()), path.name)
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory()), DB_FILE)
         store = stack.enter_context(Store.open(home, create=True, forward=not dry_run))
         report = import_pack(store, source, dry_run=dry_run).to_dict()
     if as_json:
@@ -303,7 +310,7 @@ main.add_command(export_study)
 @main.command()
 @db_option
 @json_option
-def where(db: Path | None, as_json: bool) -> None:
+def where(db: DatabasePlace | None, as_json: bool) -> None:
     """Print the paths that patune reads and writes."""
     from patune.doctor import places
 

@@ -19,11 +19,14 @@ from patune.problem import (
     MAX_ROWS,
 )
 from patune.record import check_choice, check_int
+from patune.settings import parse_place
 from patune.target import ARCHS, Target
 from patune.tuner.efforts import EFFORTS as EFFORT_TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from patune.settings import DatabasePlace
 
     Command = Callable[..., Any]
     Decorator = Callable[[Command], Command]
@@ -277,8 +280,22 @@ jobs_option = click.option(
 pack_option = click.option(
     "--pack", type=click.Path(path_type=Path), help="A pack file in the place of the database."
 )
+
+
+def parse_database(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> DatabasePlace | None:
+    """A file, or the URL of a database on a PostgreSQL server.
+
+    Raises:
+        InvalidValueError: the URL is of another kind of database.
+    """
+    return parse_place(value) if value is not None else None
+
+
 db_option = click.option(
     "--db",
-    type=click.Path(path_type=Path),
-    help="Config database. Default: PATUNE_DB, else patune.db in the user's data folder.",
+    metavar="FILE|URL",
+    callback=parse_database,
+    help="Config database: a file, or postgresql://USER@HOST/NAME. Default: PATUNE_DB, else patune.db in the user's data folder.",
 )

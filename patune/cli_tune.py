@@ -32,6 +32,7 @@ from patune.errors import InvalidValueError
 from patune.settings import database_place
 
 if TYPE_CHECKING:
+    from patune.settings import DatabasePlace
     from patune.tuner.sweep import SweepOptions
 
 RECORDED = Path(__file__).parents[1] / "benchmarks" / "data"  # of a checkout; a wheel has none
@@ -97,7 +98,7 @@ def sweep(
     budget: float | None,
     dry_run: bool,
     quiet: bool,
-    db: Path | None,
+    db: DatabasePlace | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -127,7 +128,7 @@ def sweep(
 SEARCH_OPTIONS = ("effort", "trials", "fresh", "robust", "seed", "sampler")
 
 
-def _plan(options: SweepOptions, path: Path, as_json: bool) -> None:
+def _plan(options: SweepOptions, path: DatabasePlace, as_json: bool) -> None:
     from patune import sweep_view
     from patune.tuner.estimate import plan
 
@@ -138,7 +139,7 @@ def _plan(options: SweepOptions, path: Path, as_json: bool) -> None:
         sweep_view.print_plan(planned, path)
 
 
-def _run(options: SweepOptions, path: Path, as_json: bool, quiet: bool) -> int:
+def _run(options: SweepOptions, path: DatabasePlace, as_json: bool, quiet: bool) -> int:
     from patune import progress, sweep_view
     from patune.configs.store import Store
     from patune.tuner.sweep import run_sweep
@@ -199,7 +200,9 @@ def space(whole: bool, as_json: bool, **key: Any) -> None:
 @click.option("--force", is_flag=True, help="Write over an existing file.")
 @db_option
 @json_option
-def export_study(journal: Path, force: bool, db: Path | None, as_json: bool, **key: Any) -> None:
+def export_study(
+    journal: Path, force: bool, db: DatabasePlace | None, as_json: bool, **key: Any
+) -> None:
     """Write the trials of one key as an Optuna study.
 
     JOURNAL is the file to write, an Optuna journal: optuna-dashboard JOURNAL opens it.

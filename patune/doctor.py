@@ -7,6 +7,7 @@ import importlib.resources
 import platform
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from patune.errors import DatabaseError
@@ -14,7 +15,7 @@ from patune.settings import database_place
 from patune.target import ARCHS, Target, detect_target
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from patune.settings import DatabasePlace, ServerUrl
 
 DOCTOR_SCHEMA = 1
 TRITON_WHEELS = ("triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu")  # all own `triton/`
@@ -139,8 +140,12 @@ def _check_gpu(here: Target | None) -> Finding:
     )
 
 
-def _check_database(path: Path) -> Finding:
-    if not path.exists():
+def _exists(place: DatabasePlace) -> bool:
+    return place.exists() if isinstance(place, Path) else True
+
+
+def _check_database(path: DatabasePlace) -> Finding:
+    if not _exists(path):
         return Finding(
             name="database", state="note", detail=f"{path} (none yet; a sweep creates it)"
         )
@@ -148,14 +153,19 @@ def _check_database(path: Path) -> Finding:
     from patune.configs.store import Store
 
     try:
-        if 0 < (schema := found_schema(path)) < SCHEMA:
+        schema = found_schema(path)
+        if schema == 0 and not isinstance(path, Path):
+            detail = f"{path} answers (no tables yet; a sweep creates them)"
+            return Finding(name="database", state="note", detail=detail)
+        if 0 < schema < SCHEMA:
             return Finding(
                 name="database",
                 state="note",
                 detail=older(path, schema),
                 advice="lookups answer without it until then; a copy of how it was stays beside it",
             )
-        winners = Store.open(path, create=False).winners()
+        with Store.open(path, create=False) as store:
+            winners = store.winners()
     except DatabaseError as error:
         return Finding(
             name="database",
@@ -163,7 +173,8 @@ def _check_database(path: Path) -> Finding:
             detail=str(error),
             advice="choose another file with PATUNE_DB or --db",
         )
-    return Finding(name="database", state="ok", detail=f"{path} ({len(winners)} winners)")
+    answers = "" if isinstance(path, Path) else "answers; "
+    return Finding(name="database", state="ok", detail=f"{path} ({answers}{len(winners)} winners)")
 
 
 def _target_rows(here: Target | None) -> tuple[dict[str, str | None], ...]:
@@ -187,7 +198,7 @@ def _target_rows(here: Target | None) -> tuple[dict[str, str | None], ...]:
     return tuple(rows)
 
 
-def diagnose(db: str | Path | None = None) -> Diagnosis:
+def diagnose(db: str | Path | ServerUrl | None = None) -> Diagnosis:
     """Look at Python, torch, Triton, the GPU, the targets and the database; change nothing."""
     findings = [
         Finding(name="Python", state="ok", detail=platform.python_version()),
@@ -203,11 +214,11 @@ def diagnose(db: str | Path | None = None) -> Diagnosis:
     if broken is not None:
         run_next = broken.advice
     else:
-        run_next = "patune list" if path.exists() else "patune sweep"
+        run_next = "patune list" if _exists(path) else "patune sweep"
     return Diagnosis(findings=tuple(findings), targets=_target_rows(here), run_next=run_next)
 
 
-def places(db: str | Path | None = None) -> dict[str, str]:
+def places(db: str | Path | ServerUrl | None = None) -> dict[str, str]:
     """Every path that patune reads or writes: the database, Triton's cache, the packs shipped with the package."""
     from triton import knobs
 

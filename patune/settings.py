@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, unquote
 
 from patune.errors import reject
 
@@ -26,25 +27,61 @@ SERVER_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 DEFAULT_WATCH_S = 5.0
 
 
+_USER = re.compile(r"^([^:]*://[^:/?#@]*):.*@", re.DOTALL)
+_PARAMETER = re.compile(r"([?&](?:ssl)?password=)[^&#]*", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
 class ServerUrl:
     """A database on a PostgreSQL server. Its text hides the password.
 
     Attributes:
         url: with the password, ``postgresql://user:password@host/database``.
+
+    Raises:
+        InvalidValueError: the user or the password has a character that ends them in a URL.
     """
 
     url: str
 
+    def __post_init__(self) -> None:
+        rest = self.url.partition("://")[2]
+        host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+        ends = rest.partition("?")[0].count("@")  # of user and password
+        hidden = "@" not in host and (ends or (":" in host and "@" in rest))
+        if ends > 1 or hidden:
+            raise reject(
+                "database",
+                str(self),
+                "a URL whose user and password have @ / ? # % percent-encoded, as %40 %2F %3F %23 %25",
+            )
+
     def __str__(self) -> str:
-        parts = urlsplit(self.url)
-        if not parts.password:
-            return self.url
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+        return hide_password(self.url)
 
     def __repr__(self) -> str:
         return f"ServerUrl({str(self)!r})"
+
+    def scrub(self, text: str) -> str:
+        """A text about the database, such as a driver's error, with no password in it."""
+        text = text.replace(self.url, str(self))
+        written = set(_secrets(self.url))
+        plain = {unquote(secret) for secret in written}
+        for secret in sorted(written | plain | {quote(s) for s in plain}, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
+
+
+def hide_password(text: str) -> str:
+    """A server's URL, or an option that has one, with ``***`` for the password; any other text as it is."""
+    return _PARAMETER.sub(r"\1***", _USER.sub(r"\1:***@", text)) if "://" in text else text
+
+
+def _secrets(url: str) -> list[str]:
+    """The passwords in a URL, as they are written there."""
+    user = re.match(r"^[^:]*://[^:/?#@]*:(.+)@", url, re.DOTALL)
+    parameters = re.findall(r"[?&](?:ssl)?password=([^&#]+)", url, re.IGNORECASE)
+    return [*([user[1]] if user else []), *parameters]
 
 
 DatabasePlace = Path | ServerUrl
@@ -77,6 +114,16 @@ def database_place(override: str | Path | ServerUrl | None = None) -> DatabasePl
     if value := os.environ.get("PATUNE_DB"):
         return parse_place(value)
     return _user_folder() / DB_FILE
+
+
+def absolute_place(override: str | Path | ServerUrl | None = None) -> DatabasePlace:
+    """As :func:`database_place`, a file by its absolute path.
+
+    Raises:
+        InvalidValueError: as there.
+    """
+    place = database_place(override)
+    return place.absolute() if isinstance(place, Path) else place
 
 
 def _user_folder() -> Path:

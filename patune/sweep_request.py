@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from patune.settings import DatabasePlace
     from patune.tuner.check_cases import CheckOptions, KnobSet
     from patune.tuner.sweep import SweepOptions
 
@@ -280,7 +281,7 @@ def request_check(
     )
 
 
-def read_back(report: Mapping[str, Any], path: Path) -> str | None:
+def read_back(report: Mapping[str, Any], path: DatabasePlace) -> str | None:
     """The shell line that reads the last winner of a sweep's report back; None when there is no winner."""
     keys = [key["key"] for key in report["keys"] if key["winner"] is not None]
     if not keys:

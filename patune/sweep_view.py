@@ -12,15 +12,16 @@ from patune.terminal import KEY_HEADINGS, key_cells, make_table, print_tables, r
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from rich.console import Console
+
+    from patune.settings import DatabasePlace
 
 REPORT_COLUMNS = 120  # in pipes: intervals and reasons to stop beside each winner
 SHOWN_REGRETS = 8  # of a robust configuration's workloads
 
 
-def print_plan(plan: Mapping[str, Any], path: Path) -> None:
+def print_plan(plan: Mapping[str, Any], path: DatabasePlace) -> None:
     """``patune sweep --dry-run``: the keys that would be tuned, and about how long that takes."""
     console = result_console()
     keys = plan["keys"]
@@ -71,7 +72,7 @@ def _plan_lines(plan: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def print_report(report: Mapping[str, Any], path: Path, read_back: str | None) -> None:
+def print_report(report: Mapping[str, Any], path: DatabasePlace, read_back: str | None) -> None:
     """``patune sweep``: the winners, what did not pass, and the line that reads a winner back."""
     console = result_console(REPORT_COLUMNS)
     keys = report["keys"]

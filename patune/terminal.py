@@ -12,9 +12,9 @@ from patune import wording
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from patune.doctor import Diagnosis
+    from patune.settings import DatabasePlace
 
 STATE_STYLES = {"ok": "green", "note": "yellow", "broken": "bold red"}
 FATE_STYLES = {"added": "green", "replaced": "green", "kept": "", "skipped": "yellow"}
@@ -104,7 +104,7 @@ def print_tables(console: Console, winners: Sequence[Mapping[str, Any]]) -> None
             console.print(Text(legend[evidence], style="dim"), soft_wrap=True)
 
 
-def print_winners(winners: Sequence[Mapping[str, Any]], path: Path) -> None:
+def print_winners(winners: Sequence[Mapping[str, Any]], path: DatabasePlace) -> None:
     """``patune list``."""
     console = result_console()
     print_tables(console, winners)
@@ -135,7 +135,7 @@ def print_answer(answer: Mapping[str, Any]) -> None:
         )
 
 
-def print_import(report: Mapping[str, Any], path: Path) -> None:
+def print_import(report: Mapping[str, Any], path: DatabasePlace) -> None:
     """``patune import``: what became of each winner, and the totals."""
     console = result_console()
     table = make_table({"target": "left", **KEY_HEADINGS, "winner": "left", "because": "left"})
@@ -152,7 +152,7 @@ def print_import(report: Mapping[str, Any], path: Path) -> None:
     console.print(f"database: {path}", soft_wrap=True)
 
 
-def print_key(record: Mapping[str, Any], path: Path) -> None:
+def print_key(record: Mapping[str, Any], path: DatabasePlace) -> None:
     """``patune show``: all that is stored about one key."""
     console = result_console()
     console.print(Text(wording.target_text(record["target"]), style="bold"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from patune.settings import DatabasePlace
 
 PLAIN_VARIANT: dict[str, object] = {  # fields of a key that go unsaid when they have this value
     "query_length": 1,
@@ -267,7 +268,7 @@ def lookup_command(
     workload: Mapping[str, Any],
     *,
     target: str | None = None,
-    db: Path | None = None,
+    db: DatabasePlace | None = None,
 ) -> str:
     """The shell line that reads one key's knobs back from Python.
 
@@ -285,5 +286,6 @@ def lookup_command(
     if target is not None:
         fields["target"] = target
     arguments = ", ".join(f"{name}={value!r}" for name, value in fields.items())
-    prefix = "" if db is None else f"PATUNE_DB={shlex.quote(os.fspath(db.absolute()))} "
+    place = db.absolute() if isinstance(db, Path) else db
+    prefix = "" if place is None else f"PATUNE_DB={shlex.quote(str(place))} "
     return f'{prefix}{python_command()} -c "import patune; print(patune.lookup({arguments}))"'

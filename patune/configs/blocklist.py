@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from patune.configs import rows
-from patune.configs.models import FAULTS, BlockRow, ProblemRow, TargetRow
+from patune.configs import history, rows
+from patune.configs.block import FAULTS, Block
+from patune.configs.history import Served
+from patune.configs.models import BlockRow, ProblemRow, TargetRow
 from patune.configs.winner import utc_now
 from patune.errors import InvalidValueError
+from patune.problem import Problem
 from patune.trial import TrialResult
+
+__all__ = ["Block", "block", "blocked", "blocks"]
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from patune.configs.models import TrialRow
     from patune.kernels.knobs import Knobs
-    from patune.problem import Problem
 
 
 def block(session: Session, trial: TrialRow) -> None:
@@ -38,6 +42,15 @@ def block(session: Session, trial: TrialRow) -> None:
     }
     if session.scalars(select(BlockRow).filter_by(**place)).one_or_none() is not None:
         return
+    history.append(
+        session,
+        "blocked",
+        key={"target_id": trial.target_id, "problem_id": trial.problem_id},
+        now=Served(trial.knobs, None, None),
+        trial_id=trial.id,
+        environment_id=trial.environment_id,
+        reason=f"{trial.status}: {trial.message.text}" if trial.message else trial.status,
+    )
     session.add(
         BlockRow(
             **place,
@@ -68,3 +81,28 @@ def blocked(
 def _stored(row: BlockRow) -> tuple[Knobs, TrialResult]:
     reason = row.message.text if row.message else ""
     return rows.knobs_of(row.knobs), TrialResult(status=row.status, reason=reason)
+
+
+def blocks(session: Session, arch: str | None) -> list[Block]:
+    """Every entry, or those of an architecture, in an order that does not tell when they came."""
+    query = select(BlockRow)
+    if arch is not None:
+        query = query.filter(BlockRow.arch == arch)
+    return sorted(rows.readable(session.scalars(query), _entry), key=_order)
+
+
+def _entry(row: BlockRow) -> Block:
+    return Block(
+        arch=row.arch,
+        kernel_source_hash=row.kernel_source_hash,
+        problem=rows.to_record(row.problem, Problem),
+        knobs=rows.knobs_of(row.knobs),
+        status=row.status,
+        reason=row.message.text if row.message else "",
+        created=row.created,
+    )
+
+
+def _order(entry: Block) -> tuple[str | int, ...]:
+    parts = (entry.arch, entry.kernel_source_hash, *entry.problem.to_dict().values())
+    return *parts, rows.knobs_text(entry.knobs)

@@ -1,49 +1,39 @@
-"""Opens the config database: makes it, brings its schema forward, and sets SQLite up for several processes."""
+"""Opens the config database, a file or one on a server, and runs what is one transaction of it."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import sqlite3
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Self
 
-import sqlalchemy
-from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
 
-from patune.configs.readonly import (
-    ANOTHER_FILE,
-    LOCK_WAIT_S,
-    SCHEMA,
-    START_OVER,
-    connect_readonly,
-    explain,
-    found_schema,
-    older,
-)
+from patune import settings
+from patune.configs import sqlite
+from patune.configs.readonly import SCHEMA, explain, found_schema, older
 from patune.errors import DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
+
+    import sqlalchemy
+
+    from patune.settings import DatabasePlace, ServerUrl
 
 LOGGER = logging.getLogger("patune")
-MIGRATIONS = Path(__file__).parent / "migrations"
-CHECKED_FILE_B = (
-    64 * 2**20
-)  # larger files are opened without a full check; 132 MB take 75 ms (2026-11, one core)
-WAL_RETRY_S = 0.02
 
 
 @contextlib.contextmanager
-def explained(path: Path, why: str = "") -> Iterator[None]:
-    """Turn SQLite's errors into ones that name the file and say what to do. A broken constraint is our bug: it passes.
+def explained(place: DatabasePlace, why: str = "") -> Iterator[None]:
+    """Turn the database's errors into ones that name it and say what to do. A broken constraint is our bug: it passes.
 
     Args:
-        path: the database.
+        place: the database.
         why: a sentence to begin with, and a blank.
 
     Raises:
@@ -54,192 +44,165 @@ def explained(path: Path, why: str = "") -> Iterator[None]:
     except IntegrityError:
         raise
     except DBAPIError as error:
-        raise DatabaseError(why + explain(path, error.orig)) from error
+        raise DatabaseError(why + _explain(place, error.orig)) from error
     except sqlite3.Error as error:
-        raise DatabaseError(why + explain(path, error)) from error
+        raise DatabaseError(why + explain(place, error)) from error  # type: ignore[arg-type]  # a file's
 
 
-def _connect(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = (
-        None  # transactions begin where _begin says, not where pysqlite guesses
-    )
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = NORMAL")
+def _explain(place: DatabasePlace, error: BaseException | None) -> str:
+    if isinstance(place, Path):
+        return explain(place, error)
+    from patune.configs import postgres
+
+    return postgres.explain(place, error)
 
 
-def _begin(connection: sqlalchemy.Connection) -> None:
-    writes = connection.get_execution_options().get("patune_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _engine(path: Path, **options: Any) -> sqlalchemy.Engine:
-    engine = sqlalchemy.create_engine(
-        sqlalchemy.URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": LOCK_WAIT_S},
-        **options,
-    )
-    event.listen(engine, "connect", _connect)
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-def _use_wal(path: Path) -> None:
-    """Readers and the writer do not block each other. The mode stays in the file.
-
-    SQLite does not wait for locks here, so this does.
-    """
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            with contextlib.closing(sqlite3.connect(path, timeout=LOCK_WAIT_S)) as connection:
-                (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-                if mode != "wal":
-                    connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            busy = error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
-            if not busy or time.monotonic() > deadline:
-                raise
-            time.sleep(WAL_RETRY_S)
-
-
-def _free_name(path: Path, stem: str) -> Path:
-    """A name for a copy that no earlier copy has: ``.schema1.bak``, else ``.schema1.2.bak`` and so on."""
-    names = itertools.chain([stem], (f"{stem}.{n}" for n in itertools.count(2)))
-    copies = (path.with_name(f"{path.name}.{name}.bak") for name in names)
-    return next(copy for copy in copies if not os.path.lexists(copy))
-
-
-def _back_up(path: Path, schema: int) -> Path:
-    """Copy the database beside itself, through SQLite: a copy of the file alone would lack what is in its log."""
-    backup = _free_name(path, f"schema{schema}")
-    part = path.with_name(f".{backup.name}.part")
-    try:
-        part.unlink(missing_ok=True)
-        try:
-            with (
-                contextlib.closing(connect_readonly(path)) as source,
-                contextlib.closing(sqlite3.connect(part)) as copy,
-            ):
-                source.backup(copy)
-            part.replace(backup)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise DatabaseError(
-            f"{path} was left as it is: {backup}, the copy to make first, cannot be written: {error.strerror}."
-        ) from error
-    return backup
-
-
-def _without_foreign_keys(connection: sqlite3.Connection, _record: object) -> None:
-    connection.execute("PRAGMA foreign_keys = OFF")
-
-
-def _check_foreign_keys(path: Path, connection: sqlalchemy.Connection) -> None:
-    row = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
-    if row is not None:
-        raise DatabaseError(
-            f"{path} is damaged: row {row[1]} of {row[0]} refers to a row of {row[2]} that is not there. "
-            f"It was left as it is. {START_OVER}"
-        )
-
-
-def _migrate(path: Path) -> None:
-    """One transaction from whatever schema is there to the newest; a second process waits, then finds it done.
-
-    Tables that others refer to are made anew, so foreign keys are off meanwhile and checked before the commit
-    (sqlite.org/lang_altertable.html, section 7). A database with an older schema is copied first.
-    """
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    engine = _engine(path)
-    event.listen(engine, "connect", _without_foreign_keys)
-    try:
-        with engine.execution_options(patune_writes=True).begin() as connection:
-            schema = found_schema(path)  # again: nobody but us can change it from here on
-            backup = _back_up(path, schema) if 0 < schema < SCHEMA else None
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            _check_foreign_keys(path, connection)
-    finally:
-        engine.dispose()
-    if backup is not None:
-        LOGGER.warning(
-            "%s was brought from schema %d to %d; a copy of how it was is %s",
-            *(path, schema, SCHEMA, backup),
-        )
-
-
-def _check(path: Path) -> None:
-    """Refuse a file whose pages or rows do not hold together."""
-    if path.stat().st_size > CHECKED_FILE_B:
-        return
-    with contextlib.closing(connect_readonly(path)) as connection:
-        rows: list[Any] = connection.execute("PRAGMA quick_check(1)").fetchall()
-    if rows != [("ok",)]:
-        raise DatabaseError(explain(path, sqlite3.DatabaseError(rows[0][0])))
-
-
-def _refuse_missing(path: Path) -> NoReturn:
+def _refuse_missing(place: DatabasePlace) -> NoReturn:
     raise DatabaseError(
-        f"There is no config database at {path}. Run `patune sweep` to make one, or name one with --db or PATUNE_DB."
+        f"There is no config database at {place}. Run `patune sweep` to make one, or name one with --db or PATUNE_DB."
     )
 
 
-def _refuse_older(path: Path, schema: int) -> NoReturn:
-    raise DatabaseError(f"{older(path, schema)}. It was left as it is.")
+def _refuse_older(place: DatabasePlace, schema: int) -> NoReturn:
+    raise DatabaseError(f"{older(place, schema)}. It was left as it is.")
 
 
-def open_engine(path: Path, *, create: bool, forward: bool) -> sqlalchemy.Engine:
-    """The engine of the database at ``path``, its schema the newest.
+def open_engine(place: DatabasePlace, *, create: bool, forward: bool) -> sqlalchemy.Engine:
+    """The engine of the database at ``place``, its schema the newest.
 
     Args:
-        path: the file.
-        create: make a missing one.
+        place: the file or the server.
+        create: make a missing file, or the tables in an empty database of a server.
         forward: bring one of an older schema forward.
 
     Raises:
-        DatabaseError: the file is not ours, damaged, newer, or cannot be written; or it is missing and not to be made.
+        DatabaseError: it is not ours, damaged, newer, or cannot be written; or it is missing and not to be made.
     """
-    schema = found_schema(path)
+    schema = found_schema(place)
     if schema == 0 and not create:
-        _refuse_missing(path)
+        _refuse_missing(place)
     why = ""
     if 0 < schema < SCHEMA:
         if not forward:
-            _refuse_older(path, schema)
-        why = f"{path} has schema {schema}; this patune brings it to {SCHEMA}. "
-    with explained(path, why):
-        if schema:
-            _check(path)
-        else:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise DatabaseError(
-                    f"{path} cannot be made: {error.strerror}. {ANOTHER_FILE}"
-                ) from error
-        _use_wal(path)
-        if schema < SCHEMA:
-            _migrate(path)
-    return _engine(path)
+            _refuse_older(place, schema)
+        why = f"{place} has schema {schema}; this patune brings it to {SCHEMA}. "
+    with explained(place, why):
+        if isinstance(place, Path):
+            return sqlite.open_engine(place, schema)
+        from patune.configs import postgres_engine
+
+        return postgres_engine.open_engine(place, schema)
 
 
-def open_readonly_engine(path: Path) -> sqlalchemy.Engine:
-    """The engine of the database at ``path`` as it is: no connection of it can write, and the folder may be read-only.
+def open_readonly_engine(place: DatabasePlace) -> sqlalchemy.Engine:
+    """The engine of the database at ``place`` as it is: no connection of it can write.
 
     Raises:
-        DatabaseError: the file is missing, not ours, damaged, newer, or of an older schema, which only a writer brings forward.
+        DatabaseError: it is missing, not ours, damaged, newer, or of an older schema, which only a writer brings forward.
     """
-    schema = found_schema(path)
+    schema = found_schema(place)
     if schema == 0:
-        _refuse_missing(path)
+        _refuse_missing(place)
     if schema < SCHEMA:
-        _refuse_older(path, schema)
-    with explained(path):
-        _check(path)
-    return _engine(path, creator=lambda: connect_readonly(path))
+        _refuse_older(place, schema)
+    with explained(place):
+        if isinstance(place, Path):
+            return sqlite.open_readonly_engine(place)
+        from patune.configs import postgres_engine
+
+        return postgres_engine.open_readonly_engine(place)
+
+
+class Database:
+    """An open config database; a context manager. Each process opens its own.
+
+    Attributes:
+        place: the file, or the server's URL. Its text is fit for messages: it has no password.
+    """
+
+    place: DatabasePlace
+
+    def __init__(self, place: DatabasePlace, engine: sqlalchemy.Engine) -> None:
+        self.place = place
+        self._engine = engine
+        self._pid = os.getpid()
+
+    @classmethod
+    def open(
+        cls,
+        place: Path | str | ServerUrl | None = None,
+        *,
+        create: bool = True,
+        forward: bool = True,
+    ) -> Self:
+        """Open the database, make it when it is missing, bring its schema forward.
+
+        Args:
+            place: a file or a server's URL; None for what ``PATUNE_DB`` names, else the user's data folder.
+            create: make a missing file, or the tables in an empty database of a server.
+            forward: bring an older schema forward, after a copy of all was made beside it; else refuse it.
+
+        Raises:
+            DatabaseError: it is not ours, damaged, of a newer patune, not to be reached, or not writable; nothing was changed.
+        """
+        found = settings.absolute_place(place)
+        return cls(found, open_engine(found, create=create, forward=forward))
+
+    @classmethod
+    def read(cls, place: Path | str | ServerUrl | None = None) -> Self:
+        """Open the database so that nothing can be written: no schema is brought forward, and a read-only folder will do.
+
+        Args:
+            place: as in :meth:`open`.
+
+        Raises:
+            DatabaseError: it is missing, not ours, damaged, of another schema, or not to be reached; nothing was changed.
+        """
+        found = settings.absolute_place(place)
+        return cls(found, open_readonly_engine(found))
+
+    def close(self) -> None:
+        """Close the connections. The last process to do so folds a file's log into the file."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise DatabaseError(
+                f"{self.place} was opened by process {self._pid} and is used by its fork {os.getpid()}; "
+                "no connection survives that. Open a Store in each process."
+            )
+
+    @contextlib.contextmanager
+    def transaction(self, *, writes: bool) -> Iterator[Session]:
+        """A transaction: committed at the end, undone by an error. One writes at a time; readers see what was committed before.
+
+        Raises:
+            DatabaseError: the database cannot be read or written, or was opened before a fork.
+        """
+        self._check_process()
+        engine = self._engine.execution_options(patune_writes=writes)
+        with explained(self.place), Session(engine, autoflush=False) as session, session.begin():
+            yield session
+
+    def shrink(self) -> int:
+        """Give the room of deleted rows back to the disk; the bytes that a file became smaller by, 0 while others use it."""
+        if not isinstance(self.place, Path):
+            return 0  # a server uses it again by itself
+        before_b = sqlite.size_b(self.place)
+        try:
+            with explained(self.place):
+                sqlite.shrink(self._engine)
+        except DatabaseError as error:
+            LOGGER.info("The file keeps its size: %s", error)
+        return max(0, before_b - sqlite.size_b(self.place))

@@ -6,80 +6,43 @@ and a winner points to an ok trial of its own target, problem and workload. ``mi
 
 from __future__ import annotations
 
-from typing import ClassVar
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from sqlalchemy import (
-    REAL,
-    CheckConstraint,
-    ForeignKey,
-    ForeignKeyConstraint,
-    Index,
-    MetaData,
-    Text,
-    UniqueConstraint,
+from patune.configs.block import FAULTS as FAULTS  # what confirmed knobs are never tried again for
+from patune.configs.constraints import (
+    Base,
+    flags,
+    integers,
+    interval_ends,
+    number,
+    numbers_or_null,
+    one_of,
+    same,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-
 from patune.configs.winner import ROBUST_OBJECTIVES
 from patune.trial import STATUSES, WITH_EVIDENCE
 
-NAMING = {
-    "pk": "pk_%(table_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-}
-# How a device or its driver failed: confirmed, such knobs are never tried again with the same kernel source.
-FAULTS = ("launch_error", "illegal_access", "crash", "hang")
 STATES = ("fresh", "reverify", "retired")
+EVENTS = ("promoted", "kept", "imported", "retired", "blocked", "robust", "pruned")
 SPEEDUP_COLUMNS = ("speedup", "speedup_low", "speedup_high")
 TIMING_COLUMNS = ("median_us", "p20_us", "p80_us", "replays", "read_fraction")
 COUNTED_COLUMNS = (
-    "busiest_simd_slots",
-    "wave_instructions",
-    "mfma",
-    "global_bytes",
-    "lds_bytes",
-    "spill_bytes",
+    *("busiest_simd_slots", "wave_instructions", "mfma"),
+    *("global_bytes", "lds_bytes", "spill_bytes"),
 )
-
-
-def _one_of(column: str, values: tuple[str, ...]) -> str:
-    return f"{column} IN ({', '.join(repr(v) for v in values)})"
-
-
-def _integer(column: str, low: int) -> str:
-    return f"typeof({column}) = 'integer' AND {column} >= {low}"
-
-
-def _number(column: str) -> str:
-    return f"typeof({column}) IN ('integer', 'real') AND {column} >= 0"
-
-
-def _numbers_or_null(columns: tuple[str, ...], also: str = "") -> str:
-    """All of the columns are numbers >= 0 and ``also`` holds, or none of them has a value."""
-    none = " AND ".join(f"{c} IS NULL" for c in columns)
-    every = " AND ".join(_number(c) for c in columns)
-    return f"({none}) OR ({every}{also})"
-
-
-def _interval_end(column: str) -> str:
-    return f"{column} IS NULL OR (median_us IS NOT NULL AND {_number(column)})"
-
-
-class Base(DeclarativeBase):
-    """Base of the models: texts are TEXT, constraints have names."""
-
-    metadata: ClassVar[MetaData] = MetaData(naming_convention=NAMING)
-    type_annotation_map: ClassVar = {str: Text, float: REAL}
+# What a winner repeats of its trial, for the promise that they match.
+WINNABLE = (
+    *("id", "target_id", "problem_id", "workload_id"),
+    *("environment_id", "status", "evidence"),
+)
 
 
 class MetaRow(Base):
     """One row about the file itself."""
 
     __tablename__ = "patune_meta"
-    schema: Mapped[int] = mapped_column(primary_key=True)
+    schema: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     uuid: Mapped[str]
     created_by: Mapped[str]
     created: Mapped[str]
@@ -91,7 +54,7 @@ class TargetRow(Base):
     __tablename__ = "patune_target"
     __table_args__ = (
         UniqueConstraint("arch", "device_name", "compute_units"),
-        CheckConstraint(_integer("compute_units", 1), name="compute_units"),
+        *integers(1, "compute_units"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     arch: Mapped[str]
@@ -105,7 +68,7 @@ class EnvironmentRow(Base):
     __tablename__ = "patune_environment"
     __table_args__ = (
         UniqueConstraint("key"),
-        CheckConstraint("fp_fusion IN (0, 1)", name="fp_fusion"),
+        *flags("fp_fusion"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     key: Mapped[str]
@@ -129,14 +92,8 @@ class ProblemRow(Base):
             *("kv_quant", "kv_layout", "windowed", "sinks", "softcap", "fp8_math"),
             name="uq_patune_problem",
         ),
-        *(
-            CheckConstraint(_integer(c, 1), name=c)
-            for c in ("block_size", "head_dim", "qg", "query_length")
-        ),
-        *(
-            CheckConstraint(f"{c} IN (0, 1)", name=c)
-            for c in ("windowed", "sinks", "softcap", "fp8_math")
-        ),
+        *integers(1, "block_size", "head_dim", "qg", "query_length"),
+        *flags("windowed", "sinks", "softcap", "fp8_math"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     block_size: Mapped[int]
@@ -159,7 +116,7 @@ class WorkloadRow(Base):
     __tablename__ = "patune_workload"
     __table_args__ = (
         UniqueConstraint("batch", "kv_heads", "context"),
-        *(CheckConstraint(_integer(c, 1), name=c) for c in ("batch", "kv_heads", "context")),
+        *integers(1, "batch", "kv_heads", "context"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     batch: Mapped[int]
@@ -208,35 +165,33 @@ class TrialRow(Base):
         UniqueConstraint(
             "id", "target_id", "problem_id", "workload_id", name="uq_patune_trial_key"
         ),
-        UniqueConstraint(
-            *("id", "target_id", "problem_id", "workload_id", "status", "evidence"),
-            name="uq_patune_trial_promotable",
-        ),
+        UniqueConstraint(*WINNABLE, name="uq_patune_trial_winnable"),
         Index(
             "ix_patune_trial_resume",
             *("target_id", "problem_id", "workload_id", "environment_id", "knobs_hash"),
         ),
-        CheckConstraint(_one_of("status", STATUSES), name="status"),
+        Index("ix_patune_trial_run_id", "run_id"),
+        Index("ix_patune_trial_message_id", "message_id"),
+        CheckConstraint(one_of("status", STATUSES), name="status"),
         CheckConstraint("source <> ''", name="source"),
-        CheckConstraint(_integer("gate_cases", 0), name="gate_cases"),
-        CheckConstraint(_numbers_or_null(TIMING_COLUMNS), name="timing"),
-        CheckConstraint(_interval_end("low_us"), name="low_us"),
-        CheckConstraint(_interval_end("high_us"), name="high_us"),
+        *integers(0, "gate_cases"),
+        *numbers_or_null("timing", TIMING_COLUMNS),
+        *interval_ends("low_us", "high_us"),
         CheckConstraint(
             "(median_us IS NULL AND protocol IS NULL) OR (median_us IS NOT NULL AND protocol IS NOT NULL AND protocol <> '')",
             name="protocol",
         ),
-        CheckConstraint(_numbers_or_null(COUNTED_COLUMNS), name="counted"),
-        CheckConstraint(
-            "evidence IS CASE WHEN median_us IS NOT NULL THEN 'measured' "
-            "WHEN busiest_simd_slots IS NOT NULL THEN 'emulated' END",
-            name="evidence",
+        *numbers_or_null("counted", COUNTED_COLUMNS),
+        *same(
+            "evidence",
+            "evidence",
+            "CASE WHEN median_us IS NOT NULL THEN 'measured' WHEN busiest_simd_slots IS NOT NULL THEN 'emulated' END",
         ),
         CheckConstraint(
-            f"NOT ({_one_of('status', WITH_EVIDENCE)}) OR evidence IS NOT NULL", name="has_evidence"
+            f"NOT ({one_of('status', WITH_EVIDENCE)}) OR evidence IS NOT NULL", name="has_evidence"
         ),
         CheckConstraint(
-            f"evidence IS NULL OR ({_one_of('status', WITH_EVIDENCE)} AND gate_cases >= 1)",
+            f"evidence IS NULL OR ({one_of('status', WITH_EVIDENCE)} AND gate_cases >= 1)",
             name="gated",
         ),
     )
@@ -283,20 +238,18 @@ class TrialRow(Base):
 class WinnerRow(Base):
     """The trial that serving uses for a (target, problem, workload).
 
-    ``state``: ``fresh`` is served; ``reverify`` is served although its environment has changed since; ``retired`` is
-    kept and not served. ``default_score`` and ``default_knobs`` are what the winner was compared with when promoted;
-    ``speedup`` with its 95 % interval is set when both were measured interleaved.
+    ``state``: ``fresh`` is served; ``retired`` is kept and not served; ``reverify`` is not written: whether an environment
+    has changed depends on who reads. ``default_score`` and ``default_knobs`` are what the winner was compared with when promoted;
+    ``speedup`` with its 95 % interval is set when both were measured interleaved. ``top`` is JSON: ``[[score, knobs], ...]``,
+    the best other configurations of the key, scored as the winner was. ``environment_id`` is the trial's.
     """
 
     __tablename__ = "patune_winner"
     __table_args__ = (
         UniqueConstraint("target_id", "problem_id", "workload_id"),
         ForeignKeyConstraint(
-            ["trial_id", "target_id", "problem_id", "workload_id", "status", "evidence"],
-            [
-                f"patune_trial.{c}"
-                for c in ("id", "target_id", "problem_id", "workload_id", "status", "evidence")
-            ],
+            ["trial_id", *WINNABLE[1:]],
+            [f"patune_trial.{c}" for c in WINNABLE],
             name="fk_patune_winner_trial",
         ),
         ForeignKeyConstraint(
@@ -305,23 +258,24 @@ class WinnerRow(Base):
             name="fk_patune_winner_default_trial",
         ),
         CheckConstraint("status = 'ok'", name="status"),
-        CheckConstraint(_one_of("state", STATES), name="state"),
-        CheckConstraint(_integer("trials", 1), name="trials"),
+        CheckConstraint(one_of("state", STATES), name="state"),
+        *integers(1, "trials"),
         CheckConstraint("default_score IS NULL OR default_knobs IS NOT NULL", name="default"),
-        CheckConstraint(
-            _numbers_or_null(
-                SPEEDUP_COLUMNS,
-                " AND speedup_low <= speedup AND speedup <= speedup_high"
-                " AND evidence = 'measured' AND default_knobs IS NOT NULL",
-            ),
-            name="speedup",
+        *numbers_or_null(
+            "speedup",
+            SPEEDUP_COLUMNS,
+            " AND speedup_low <= speedup AND speedup <= speedup_high"
+            " AND evidence = 'measured' AND default_knobs IS NOT NULL",
         ),
+        Index("ix_patune_winner_trial_id", "trial_id"),
+        Index("ix_patune_winner_default_trial_id", "default_trial_id"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     target_id: Mapped[int] = mapped_column(ForeignKey(TargetRow.id))
     problem_id: Mapped[int] = mapped_column(ForeignKey(ProblemRow.id))
     workload_id: Mapped[int] = mapped_column(ForeignKey(WorkloadRow.id))
     trial_id: Mapped[int]
+    environment_id: Mapped[int] = mapped_column(ForeignKey(EnvironmentRow.id))
     status: Mapped[str]
     evidence: Mapped[str]
     default_trial_id: Mapped[int | None]
@@ -331,6 +285,7 @@ class WinnerRow(Base):
     speedup_low: Mapped[float | None]
     speedup_high: Mapped[float | None]
     trials: Mapped[int]
+    top: Mapped[str]
     state: Mapped[str]
     created: Mapped[str]
     imported_from: Mapped[str | None]
@@ -351,7 +306,9 @@ class BlockRow(Base):
     __tablename__ = "patune_blocklist"
     __table_args__ = (
         UniqueConstraint("arch", "kernel_source_hash", "problem_id", "knobs_hash"),
-        CheckConstraint(_one_of("status", FAULTS), name="status"),
+        CheckConstraint(one_of("status", FAULTS), name="status"),
+        Index("ix_patune_blocklist_message_id", "message_id"),
+        Index("ix_patune_blocklist_trial_id", "trial_id"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     arch: Mapped[str]
@@ -364,6 +321,7 @@ class BlockRow(Base):
     trial_id: Mapped[int] = mapped_column(ForeignKey(TrialRow.id))
     created: Mapped[str]
     message: Mapped[MessageRow | None] = relationship(lazy="joined")
+    problem: Mapped[ProblemRow] = relationship(lazy="joined", innerjoin=True)
 
 
 class RobustRow(Base):
@@ -372,8 +330,8 @@ class RobustRow(Base):
     __tablename__ = "patune_robust"
     __table_args__ = (
         UniqueConstraint("target_id", "problem_id", "objective"),
-        CheckConstraint(_one_of("objective", ROBUST_OBJECTIVES), name="objective"),
-        CheckConstraint(_number("score"), name="score"),
+        CheckConstraint(one_of("objective", ROBUST_OBJECTIVES), name="objective"),
+        *number("score"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     target_id: Mapped[int] = mapped_column(ForeignKey(TargetRow.id))
@@ -388,3 +346,53 @@ class RobustRow(Base):
     target: Mapped[TargetRow] = relationship(lazy="joined", innerjoin=True)
     problem: Mapped[ProblemRow] = relationship(lazy="joined", innerjoin=True)
     environment: Mapped[EnvironmentRow] = relationship(lazy="joined", innerjoin=True)
+
+
+class HistoryRow(Base):
+    """A :class:`patune.configs.history.HistoryEvent`; never changed. ``trial_id`` is of a trial that may be gone."""
+
+    __tablename__ = "patune_history"
+    __table_args__ = (
+        CheckConstraint(one_of("event", EVENTS), name="event"),
+        Index("ix_patune_history_key", "target_id", "problem_id", "workload_id"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    created: Mapped[str]
+    event: Mapped[str]
+    target_id: Mapped[int] = mapped_column(ForeignKey(TargetRow.id))
+    problem_id: Mapped[int] = mapped_column(ForeignKey(ProblemRow.id))
+    workload_id: Mapped[int | None] = mapped_column(ForeignKey(WorkloadRow.id))
+    trial_id: Mapped[int | None]
+    knobs: Mapped[str | None]
+    evidence: Mapped[str | None]
+    score: Mapped[float | None]
+    environment_id: Mapped[int | None] = mapped_column(ForeignKey(EnvironmentRow.id))
+    previous_knobs: Mapped[str | None]
+    previous_evidence: Mapped[str | None]
+    previous_score: Mapped[float | None]
+    reason: Mapped[str]
+    target: Mapped[TargetRow] = relationship(lazy="joined", innerjoin=True)
+    problem: Mapped[ProblemRow] = relationship(lazy="joined", innerjoin=True)
+    workload: Mapped[WorkloadRow | None] = relationship(lazy="joined")
+    environment: Mapped[EnvironmentRow | None] = relationship(lazy="joined")
+
+
+class MissRow(Base):
+    """How often a serving process asked for a key that nothing was tuned for, and which layer answered."""
+
+    __tablename__ = "patune_miss"
+    __table_args__ = (
+        UniqueConstraint("capture", "target_id", "problem_id", "workload_id", "source"),
+        *integers(1, "calls"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    capture: Mapped[str]
+    target_id: Mapped[int] = mapped_column(ForeignKey(TargetRow.id))
+    problem_id: Mapped[int] = mapped_column(ForeignKey(ProblemRow.id))
+    workload_id: Mapped[int] = mapped_column(ForeignKey(WorkloadRow.id))
+    source: Mapped[str]
+    calls: Mapped[int]
+    created: Mapped[str]
+    target: Mapped[TargetRow] = relationship(lazy="joined", innerjoin=True)
+    problem: Mapped[ProblemRow] = relationship(lazy="joined", innerjoin=True)
+    workload: Mapped[WorkloadRow] = relationship(lazy="joined", innerjoin=True)

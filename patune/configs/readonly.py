@@ -1,4 +1,4 @@
-"""Looks at a database file without changing a byte of it.
+"""Looks at a database file without changing a byte of it; those on a server are :mod:`patune.configs.postgres`'s.
 
 Standard library only: lookups use it. The file is never opened but through SQLite, because closing a second
 descriptor of it would drop the locks that this process holds (sqlite.org/howtocorrupt.html, section 2.2).
@@ -12,11 +12,14 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from patune.errors import DatabaseError
+from patune.settings import ServerUrl
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA = 3  # what this patune reads and writes; the newest file in migrations/versions
+    from patune.settings import DatabasePlace
+
+SCHEMA = 4  # what this patune reads and writes; the newest file in migrations/versions
 LOCK_WAIT_S = 30.0  # how long a connection waits for another process's lock
 SMALLEST_FILE_B = 512  # one SQLite page; anything shorter is no database
 ANOTHER_FILE = "Name another file with --db or PATUNE_DB."
@@ -39,10 +42,10 @@ def explain(path: Path, error: BaseException | None) -> str:
     return f"{path} is damaged: {error}. It was left as it is. {START_OVER}"
 
 
-def older(path: Path, schema: int) -> str:
+def older(place: DatabasePlace, schema: int) -> str:
     """What is said about a database of an older schema by those who may not bring it forward."""
-    command = f"patune list --db {shlex.quote(str(path))}"
-    return f"{path} has schema {schema} and this patune reads {SCHEMA}; to bring it forward, run: {command}"
+    command = f"patune list --db {shlex.quote(str(place))}"
+    return f"{place} has schema {schema} and this patune reads {SCHEMA}; to bring it forward, run: {command}"
 
 
 def _wal(path: Path) -> Path:
@@ -98,12 +101,7 @@ def _recorded_schema(path: Path, wait_s: float) -> int:
     return rows[0][0]
 
 
-def found_schema(path: Path, *, wait_s: float = LOCK_WAIT_S) -> int:
-    """The schema number of the patune database at ``path``; 0 when nothing is there yet.
-
-    Raises:
-        DatabaseError: the file is something else, is damaged, or was written by a newer patune.
-    """
+def _file_schema(path: Path, wait_s: float) -> int:
     try:
         if not path.exists():
             return 0
@@ -133,8 +131,26 @@ def found_schema(path: Path, *, wait_s: float = LOCK_WAIT_S) -> int:
     except sqlite3.Error as error:
         raise DatabaseError(explain(path, error)) from error
     if schema > SCHEMA:
-        raise DatabaseError(
-            f"{path} was written by a newer patune: it has schema {schema}, this one knows up to {SCHEMA}. "
-            f"It was left as it is. Run `pip install --upgrade patune`. {ANOTHER_FILE}"
-        )
+        raise DatabaseError(f"{newer(path, schema)} {ANOTHER_FILE}")
     return schema
+
+
+def newer(place: DatabasePlace, schema: int) -> str:
+    """What is said about a database of a newer schema."""
+    return (
+        f"{place} was written by a newer patune: it has schema {schema}, this one knows up to {SCHEMA}. "
+        "It was left as it is. Run `pip install --upgrade patune`."
+    )
+
+
+def found_schema(place: DatabasePlace, *, wait_s: float = LOCK_WAIT_S) -> int:
+    """The schema number of the patune database at ``place``; 0 when nothing is there yet.
+
+    Raises:
+        DatabaseError: it is something else, is damaged, was written by a newer patune, or its server cannot be reached.
+    """
+    if isinstance(place, ServerUrl):
+        from patune.configs import postgres
+
+        return postgres.found_schema(place, wait_s=wait_s)
+    return _file_schema(place, wait_s)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from patune.configs import rows
+from patune.configs import history, rows
+from patune.configs.history import Served
 from patune.configs.models import EnvironmentRow, ProblemRow, RobustRow, TargetRow
 from patune.configs.winner import RobustWinner
 from patune.environment import Environment
@@ -32,12 +33,24 @@ def put(session: Session, winner: RobustWinner) -> None:
     if row is None:
         row = RobustRow(**place)
         session.add(row)
+        before = None
+    else:
+        before = Served(row.knobs, None, row.score)
     row.environment_id = environment_id
     row.workloads = canonical_json([workload.to_dict() for workload in winner.workloads])
     row.knobs = rows.knobs_text(winner.knobs)
     row.regrets = canonical_json(list(winner.regrets))
     row.score = winner.score
     row.created = winner.created
+    history.append(
+        session,
+        "robust",
+        key={"target_id": row.target_id, "problem_id": row.problem_id},
+        now=Served(row.knobs, None, row.score),
+        before=before,
+        environment_id=environment_id,
+        reason=f"{winner.objective} of {len(winner.workloads)} workloads",
+    )
 
 
 def stored(session: Session, target: Target | None, problem: Problem | None) -> list[RobustWinner]:

@@ -11,8 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import func, select
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
 
+from patune.configs.constraints import SQLITE
 from patune.configs.models import (
     SPEEDUP_COLUMNS,
     EnvironmentRow,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from patune.configs.models import Base
+    from patune.configs.constraints import Base
 
 LOGGER = logging.getLogger("patune")
 
@@ -85,11 +87,16 @@ def find_or_add(session: Session, kind: type[RowT], record: Record, **extra: obj
     """The row of a record, added when it is new."""
     row = find(session, kind, record)
     if row is None:
-        row = kind(**record.to_dict(), **extra)
-        session.add(row)
-        session.flush()
-        session.info[kind][record] = row
+        _insert_once(session, kind, **record.to_dict(), **extra)
+        row = find(session, kind, record)
+        assert row is not None, "it was there, or it was added"
     return row
+
+
+def _insert_once(session: Session, kind: type[Base], **values: object) -> None:
+    """Add a row unless another process just did: one that is not committed yet is waited for."""
+    insert = sqlite.insert if session.get_bind().dialect.name == SQLITE else postgresql.insert
+    session.execute(insert(kind).values(**values).on_conflict_do_nothing())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -104,8 +111,8 @@ def knobs_text(knobs: Knobs) -> str:
 
 
 def plain_text(text: str) -> str:
-    """The text with what UTF-8 cannot carry replaced: compilers and paths emit anything."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    """The text with what UTF-8 and PostgreSQL cannot carry replaced: compilers and paths emit anything."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
 
 
 def add_run(
@@ -137,12 +144,12 @@ def message_of(session: Session, message: str) -> int | None:
         return None
     plain = plain_text(message)
     sha256 = hashlib.sha256(plain.encode()).hexdigest()
-    row = session.scalars(select(MessageRow).filter_by(sha256=sha256)).one_or_none()
-    if row is None:
-        row = MessageRow(sha256=sha256, text=plain)
-        session.add(row)
-        session.flush()
-    return row.id
+    query = select(MessageRow.id).filter_by(sha256=sha256)
+    found = session.scalars(query).one_or_none()
+    if found is None:
+        _insert_once(session, MessageRow, sha256=sha256, text=plain)
+        found = session.scalars(query).one()
+    return found
 
 
 def _finite(error_rms: float | None) -> float | None:
@@ -259,6 +266,11 @@ def stored_winner(row: WinnerRow) -> Winner:
     )
 
 
+def score(trial: TrialRow) -> float | None:
+    """What the search minimised."""
+    return trial.median_us if trial.median_us is not None else trial.busiest_simd_slots
+
+
 def readable(rows: Iterable[RowT], parse: Callable[[RowT], ValueT]) -> list[ValueT]:
     """The rows that this patune understands; another version's knobs or problems are skipped with a log line."""
     values = []
@@ -279,30 +291,27 @@ def standing(session: Session, trial: TrialRow) -> WinnerRow | None:
     ).one_or_none()
 
 
-def tried(session: Session, trial: TrialRow) -> int:
-    """Configurations tried for a trial's key in its environment; a finalist that was timed again counts once."""
-    return session.scalars(
-        select(func.count(TrialRow.knobs_hash.distinct())).filter_by(
-            target_id=trial.target_id,
-            problem_id=trial.problem_id,
-            workload_id=trial.workload_id,
-            environment_id=trial.environment_id,
-        )
-    ).one()
+def key_ids(
+    session: Session, target: Target, problem: Problem, workload: Workload
+) -> dict[str, int] | None:
+    """Row ids of a key; None when a part of it was never recorded."""
+    found_target = find(session, TargetRow, target)
+    found_problem = find(session, ProblemRow, problem)
+    found_workload = find(session, WorkloadRow, workload)
+    if found_target is None or found_problem is None or found_workload is None:
+        return None
+    return {
+        "target_id": found_target.id,
+        "problem_id": found_problem.id,
+        "workload_id": found_workload.id,
+    }
 
 
-def set_winner(session: Session, trial: TrialRow, **values: object) -> WinnerRow:
-    """Make a trial the winner of its key."""
-    row = standing(session, trial)
-    if row is None:
-        row = WinnerRow(
-            target_id=trial.target_id, problem_id=trial.problem_id, workload_id=trial.workload_id
-        )
-        session.add(row)
-    for name, value in values.items():
-        setattr(row, name, value)
-    row.trial_id, row.status, row.evidence = trial.id, trial.status, str(trial.evidence)
-    row.state = "fresh"
-    session.flush()
-    session.expire(row)
-    return row
+def served(session: Session, target: Target, problem: Problem, workload: Workload) -> Winner | None:
+    """The winner of a key, unless it is retired."""
+    key = key_ids(session, target, problem, workload)
+    if key is None:
+        return None
+    query = select(WinnerRow).filter_by(**key).where(WinnerRow.state != "retired")
+    found = readable(session.scalars(query), stored_winner)
+    return found[0] if found else None

@@ -16,10 +16,10 @@ from patune.tuner.workbench import MAX_BUILDERS, search_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
     from patune.kernels.knobs import Knobs
     from patune.problem import Problem, Workload
+    from patune.settings import DatabasePlace
     from patune.target import Target
     from patune.tuner.progress import Key
     from patune.tuner.sweep import SweepOptions
@@ -130,7 +130,7 @@ class SweepPlan:
         }
 
 
-def plan(options: SweepOptions, database: Path) -> SweepPlan:
+def plan(options: SweepOptions, database: DatabasePlace) -> SweepPlan:
     """What a sweep of these options would do with this database, which need not exist.
 
     Raises:
@@ -179,7 +179,7 @@ def builders_of(evidence: str) -> int:
     return max(1, min(MAX_BUILDERS, cores - 1)) if evidence == "measured" else cores
 
 
-def stored_trials(options: SweepOptions, database: Path) -> tuple[list[int], str]:
+def stored_trials(options: SweepOptions, database: DatabasePlace) -> tuple[list[int], str]:
     """Per key the trials that count already, and why they could not be counted (else empty). Reads only."""
     from patune.configs.readonly import found_schema
     from patune.configs.store import Store

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from patune.environment import Environment
     from patune.kernels.knobs import Knobs
     from patune.problem import Problem
+    from patune.settings import ServerUrl
     from patune.tuner.check_rows import CheckRow
 
     Gate = tuple[Target, Problem, Knobs]  # what a gate depends on
 
 
 def read_winners(
-    db: Path | None, pack: Path | None, *, arch: str | None = None, **core: int | None
+    db: Path | ServerUrl | None, pack: Path | None, *, arch: str | None = None, **core: int | None
 ) -> tuple[Source, list[Winner]]:
     """The winners of a pack, or else of a database, all or those that the filters name; the file is left as it is.
 
@@ -58,7 +59,7 @@ def read_winners(
     from patune.configs.store import Store
 
     with Store.read(database_place(db)) as store:
-        return Source(path=store.path, kind="database"), store.winners(arch=arch, **core)
+        return Source(path=store.place, kind="database"), store.winners(arch=arch, **core)
 
 
 def _matches(winner: Winner, arch: str | None, core: Mapping[str, int | None]) -> bool:

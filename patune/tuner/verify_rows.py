@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from patune import settings
@@ -16,10 +17,9 @@ from patune.target import Target
 from patune.tuner.check_rows import STATUSES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from patune.configs.winner import Winner
     from patune.environment import Environment
+    from patune.settings import DatabasePlace
 
 VERIFY_SCHEMA = 1
 EMULATOR = "emulator"
@@ -43,7 +43,7 @@ def outcome_of(status: str) -> Outcome:
 class Source:
     """Where winners are stored."""
 
-    path: Path
+    path: DatabasePlace
     kind: Literal["database", "pack"]
 
 
@@ -102,8 +102,9 @@ class VerifiedWinner:
         winner = self.winner
         command = sweep_command(winner.problem, winner.workload, winner.target)
         if self.outlives_a_sweep(source):
-            path = source.path.with_suffix(FRESH_SUFFIX)
-        elif source.kind == "pack" or source.path == settings.database_place().absolute():
+            file = source.path if isinstance(source.path, Path) else Path(settings.DB_FILE)
+            path: DatabasePlace = file.with_suffix(FRESH_SUFFIX)
+        elif source.kind == "pack" or source.path == settings.absolute_place():
             return command
         else:
             path = source.path

@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from patune.configs import dispatcher
+from patune.configs import dispatcher, postgres
 from patune.configs.candidate import Candidate
 from patune.configs.store import Store
 from patune.configs.winner import RobustWinner, Winner
@@ -14,11 +14,14 @@ from patune.environment import Environment
 from patune.kernels.defaults import default_knobs
 from patune.kernels.knobs import CdnaKnobs, HopperKnobs, Knobs
 from patune.problem import Problem, Workload
+from patune.settings import ServerUrl
 from patune.target import Target
 from patune.trial import CountedWork, Timing, TrialResult
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from patune.settings import DatabasePlace
 
 H200 = Target.named("sm_90")
 H100 = Target(arch="sm_90", device_name="NVIDIA H100 80GB HBM3", compute_units=132)
@@ -172,10 +175,39 @@ def serve(database: Path, *found: Winner) -> None:
     dispatcher.reload()
 
 
-def dump(path: Path) -> list[str]:
-    """Everything that a database holds, as SQL."""
-    with closing(sqlite3.connect(path)) as connection:
+def dump(place: DatabasePlace) -> list[str]:
+    """Everything that a database holds, as SQL, or as lines of its tables."""
+    if isinstance(place, ServerUrl):
+        with closing(postgres.connect(place)) as connection:
+            names = sorted(name for (name,) in connection.execute(postgres.TABLES))
+            rows = [(n, connection.execute(f"SELECT * FROM {n}").fetchall()) for n in names]
+        return [f"{name}: {line}" for name, lines in rows for line in sorted(map(str, lines))]
+    with closing(sqlite3.connect(place)) as connection:
         return list(connection.iterdump())
+
+
+LOCKED, PASSWORD = "locked", "s3cr3t"  # who may connect to the tests' server and create nothing
+
+
+def on_server(url: str, database: str) -> ServerUrl:
+    """Another database of the same server."""
+    return ServerUrl(url.replace("/postgres?", f"/{database}?"))
+
+
+def run_on_server(url: str, *statements: str) -> list[tuple[Any, ...]]:
+    """Statements outside of any transaction; the rows of the last one."""
+    with closing(postgres.connect(ServerUrl(url))) as connection:
+        connection.autocommit = True
+        for statement in statements:
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def raw(store: Store, statement: str) -> list[tuple[Any, ...]]:
+    """A statement behind the store's back; its rows."""
+    with store.transaction(writes=True) as session:
+        found = session.connection().exec_driver_sql(statement)
+        return [tuple(row) for row in found] if found.returns_rows else []
 
 
 DEFAULT = default_knobs(PROBLEM, WORKLOAD, H200)

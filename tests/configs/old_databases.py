@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
+from config_samples import KNOBS, OTHER_KNOBS
 
-from patune.configs.database import MIGRATIONS
+from patune.configs.migrating import MIGRATIONS
+from patune.configs.readonly import SCHEMA
 from patune.kernels.knobs import knobs_to_dict
 from patune.record import canonical_json
 
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from patune.kernels.knobs import Knobs
 
 TABLES = ("meta", "target", "environment", "problem", "workload", "run", "trial", "winner")
+TABLES_SINCE_3 = ("message", "blocklist", "robust")
 
 
 def make_empty(path: Path, revision: str) -> None:
@@ -138,7 +144,11 @@ ENDED = (
     (9, "error", "build: what was not foreseen", "error"),
 )
 SINCE_2 = {"softcap": 0, "fp8_math": 0}  # of a problem
-OLD_SCHEMAS = (1, 2)
+OLD_SCHEMAS = (1, 2, 3)
+NO_TIMES = dict.fromkeys(
+    ("evidence", "median_us", "p20_us", "p80_us", "replays", "read_fraction", "low_us", "high_us")
+)
+WRONG = {"status": "wrong", "protocol": None, **NO_TIMES}
 
 
 def make_old(path: Path, schema: int, knobs: Knobs, default: Knobs, cdna: Knobs) -> None:
@@ -151,8 +161,7 @@ def make_old(path: Path, schema: int, knobs: Knobs, default: Knobs, cdna: Knobs)
     }  # fmt: skip
     run = {"environment_id": 4, "sampler": "pool", "seed": 7, "command": "patune sweep"}
     times = {"started": "2026-11-22T10:40:00Z", "ended": None}
-    insert(
-        path,
+    rows: dict[str, list[dict[str, Any]]] = (
         {
             "target": [
                 {"id": 2, "arch": "sm_90", "device_name": "NVIDIA H200", "compute_units": 132},
@@ -187,5 +196,98 @@ def make_old(path: Path, schema: int, knobs: Knobs, default: Knobs, cdna: Knobs)
                 _winner(22, 2, 9, 15, state="retired"),
                 _winner(25, 3, 5, 17, evidence="emulated", imported_from="mi300x.json"),
             ],
-        },
+        }
     )  # fmt: skip
+    insert(path, _since_3(rows, _knobs(cdna)) if schema >= 3 else rows)
+
+
+def _since_3(rows: dict[str, list[dict[str, Any]]], cdna: str) -> dict[str, list[dict[str, Any]]]:
+    """The same as schema 3 has them, with a runner-up, a speedup, an entry of the blocklist and a robust winner."""
+    named = {id: now for id, _, _, now in ENDED}
+    reasons = list(
+        dict.fromkeys(
+            t["reason"] for t in sorted(rows["trial"], key=itemgetter("id")) if t["reason"]
+        )
+    )
+    messages = [
+        {"id": n, "sha256": hashlib.sha256(text.encode()).hexdigest(), "text": text}
+        for n, text in enumerate(reasons, start=1)
+    ]
+    ids = {row["text"]: row["id"] for row in messages}
+    for row in rows["trial"]:
+        row["message_id"] = ids.get(row.pop("reason"))
+        row["status"] = named.get(row["id"], row["status"])
+        if "median_us" in row:
+            row |= {"protocol": "graph-cold-2", "low_us": row["median_us"], "high_us": 1e6}
+    slower = rows["trial"][1]
+    stages = slower["knobs"].replace('"num_stages":3', '"num_stages":2')
+    rows["trial"] += [
+        slower | {"id": 12, "knobs": stages, "median_us": 55.0, "p20_us": 54.0, "p80_us": 56.0, "low_us": 55.0},
+        slower | {"id": 16, "knobs": slower["knobs"].replace('"num_splits":4', '"num_splits":6')} | WRONG,
+    ]  # fmt: skip
+    rows["winner"][0] |= {"speedup": 1.2, "speedup_low": 1.1, "speedup_high": 1.3}
+    block = {
+        "id": 31,
+        "arch": "sm_90",
+        "kernel_source_hash": "5" * 64,
+        "problem_id": 7,
+        "knobs": cdna,
+    }
+    fault = {"knobs_hash": "h", "status": "hang", "message_id": ids[ENDED[2][2]], "trial_id": 3}
+    robust = {"id": 41, "target_id": 2, "problem_id": 5, "environment_id": 4, "objective": "worst"}
+    texts = {"workloads": "[]", "knobs": cdna, "regrets": "[]", "score": 1.5, "created": "then"}
+    return {
+        **{table: rows[table] for table in ("target", "environment", "problem", "workload", "run")},
+        "message": messages,
+        "trial": rows["trial"],
+        "winner": rows["winner"],
+        "blocklist": [block | fault | {"created": "then"}],
+        "robust": [robust | texts],
+    }
+
+
+def said(path: Path) -> dict[int, str]:
+    """What each trial of a database says, whatever its schema."""
+    trials = rows_of(path, "trial")
+    if "reason" in trials[0]:
+        return {row["id"]: row["reason"] for row in trials}
+    texts = {row["id"]: row["text"] for row in rows_of(path, "message")}
+    return {row["id"]: texts.get(row["message_id"], "") for row in trials}
+
+
+def _top(*found: tuple[float, Knobs]) -> str:
+    """As schema 1 spelled knobs: it had no overlap_launch."""
+    old = [
+        [score, {n: v for n, v in knobs_to_dict(knobs).items() if n != "overlap_launch"}]
+        for score, knobs in found
+    ]
+    return canonical_json(old)
+
+
+TOPS_BEFORE = {21: _top((60.0, OTHER_KNOBS)), 22: "[]", 25: "[]"}
+TOPS = TOPS_BEFORE | {21: _top((55.0, replace(KNOBS, num_stages=2)), (60.0, OTHER_KNOBS))}
+
+
+def expected_now(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of an old database as this schema has them, messages aside."""
+    expected = {table: rows_of(path, table) for table in TABLES}
+    schema = expected["meta"][0]["schema"]
+    expected["meta"][0]["schema"] = SCHEMA
+    if schema < 2:
+        expected["problem"] = [row | SINCE_2 for row in expected["problem"]]
+    named = {id: now for id, _, _, now in ENDED}
+    for row in expected["trial"]:
+        row.pop("reason", None)
+        row.pop("message_id", None)
+        if schema < 3:
+            row["status"] = named.get(row["id"], row["status"])
+            row |= {"low_us": None, "high_us": None}
+            row["protocol"] = "graph-cold-1" if row["median_us"] is not None else None
+    for row in expected["winner"]:
+        if schema < 3:
+            row |= {"speedup": None, "speedup_low": None, "speedup_high": None}
+        row |= {
+            "environment_id": 4,
+            "top": TOPS[row["id"]] if schema >= 3 else TOPS_BEFORE[row["id"]],
+        }
+    return expected

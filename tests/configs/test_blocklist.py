@@ -37,6 +37,12 @@ PLACE: dict[str, Any] = {
 }
 
 
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    """Every test here runs on SQLite and on PostgreSQL."""
+    return any_store
+
+
 def test_a_blocked_fault_is_told_with_its_reason(store: Store) -> None:
     assert store.blocked(**PLACE) == {}
     crash = TrialResult(status="crash")
@@ -86,10 +92,10 @@ def test_blocking_twice_changes_nothing(store: Store) -> None:
     first = add_trial(store, HANG)
     second = add_trial(store, TrialResult(status="crash", reason="later"), workload=at(batch=1))
     store.block(first)
-    before = dump(store.path)
+    before = dump(store.place)
     store.block(first)
     store.block(second)
-    assert dump(store.path) == before
+    assert dump(store.place) == before
     assert store.blocked(**PLACE)[KNOBS].status == "hang"
 
 

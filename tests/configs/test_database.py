@@ -17,7 +17,8 @@ from alembic.script import ScriptDirectory
 from config_samples import add_trial, measured
 
 from patune import __version__
-from patune.configs import database as database_module
+from patune.configs import migrating
+from patune.configs import sqlite as sqlite_module
 from patune.configs.models import Base
 from patune.configs.readonly import SCHEMA, found_schema
 from patune.configs.store import Store
@@ -64,14 +65,14 @@ def test_a_new_database_says_what_it_is(empty_database: Path) -> None:
 
 def test_migrations_are_one_line_that_goes_forward() -> None:
     config = Config()
-    config.set_main_option("script_location", str(database_module.MIGRATIONS))
+    config.set_main_option("script_location", str(migrating.MIGRATIONS))
     revisions = list(ScriptDirectory.from_config(config).walk_revisions())
     assert [r.revision for r in reversed(revisions)] == [f"schema_{n + 1}" for n in range(SCHEMA)]
     assert not any(hasattr(r.module, "downgrade") for r in revisions)
 
 
 def test_connections_are_set_up_for_several_processes(store: Store) -> None:
-    with store._transaction(writes=True) as session:
+    with store.transaction(writes=True) as session:
         values = {
             name: session.execute(sqlalchemy.text(f"PRAGMA {name}")).scalar()
             for name in ("foreign_keys", "synchronous", "busy_timeout", "journal_mode")
@@ -158,7 +159,7 @@ OURS_BUT = {
     "with schema 0": (lambda p: run_sql(p, "UPDATE patune_meta SET schema = 0"), "not one number"),
     "newer": (
         lambda p: run_sql(p, "UPDATE patune_meta SET schema = 99"),
-        "newer patune: it has schema 99, this one knows up to 3.*pip install --upgrade patune",
+        f"newer patune: it has schema 99, this one knows up to {SCHEMA}.*pip install --upgrade patune",
     ),
 }
 
@@ -229,7 +230,7 @@ def test_a_read_only_file_can_be_read_and_not_written(
 
 
 def test_a_lock_that_stays_is_explained(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "LOCK_WAIT_S", 0.01)
+    monkeypatch.setattr(sqlite_module, "LOCK_WAIT_S", 0.01)
     with Store.open(database) as store, closing(sqlite3.connect(database)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DatabaseError, match=f"{database} stays locked by another process"):
@@ -239,7 +240,7 @@ def test_a_lock_that_stays_is_explained(database: Path, monkeypatch: pytest.Monk
 
 
 def test_a_full_disk_is_explained(store: Store) -> None:
-    with store._transaction(writes=True) as session:
+    with store.transaction(writes=True) as session:
         pages = session.execute(sqlalchemy.text("PRAGMA page_count")).scalar()
         session.execute(sqlalchemy.text(f"PRAGMA max_page_count = {pages}"))
 
@@ -247,7 +248,7 @@ def test_a_full_disk_is_explained(store: Store) -> None:
         for _ in range(200):
             add_trial(store, measured(), source="x" * 4096)
 
-    with pytest.raises(DatabaseError, match=f"{store.path} cannot grow: .*--db or PATUNE_DB"):
+    with pytest.raises(DatabaseError, match=f"{store.place} cannot grow: .*--db or PATUNE_DB"):
         fill()
 
 
@@ -255,10 +256,10 @@ def test_a_failed_migration_leaves_no_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "migrations"
-    shutil.copytree(database_module.MIGRATIONS, broken)
+    shutil.copytree(migrating.MIGRATIONS, broken)
     script = broken / "versions" / "schema_1.py"
     script.write_text(script.read_text().replace("INSERT INTO patune_meta", "INSERT INTO nowhere"))
-    monkeypatch.setattr(database_module, "MIGRATIONS", broken)
+    monkeypatch.setattr(migrating, "MIGRATIONS", broken)
     path = tmp_path / "patune.db"
     with pytest.raises(DatabaseError, match="no such table: nowhere"):
         Store.open(path)

@@ -131,7 +131,7 @@ def test_files_agree_with_the_oracle(
 ) -> None:
     monkeypatch.setattr(dispatcher, "is_feasible", lambda k, p, t: "no" if refused(k) else None)
     with Store.open(database) as store:
-        with store._transaction(writes=True) as session:
+        with store.transaction(writes=True) as session:
             session.connection().exec_driver_sql("DELETE FROM patune_winner")
         store.merge(stored, imported_from="x")
     (fresh_dispatcher / "pack.json").write_text(pack_text(pack_document(packed)))

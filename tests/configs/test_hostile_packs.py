@@ -130,12 +130,12 @@ def test_hostile_packs_change_nothing(store: Store, tmp_path: Path, name: str) -
     place[at[-1]] = value
     path = tmp_path / "pack.json"
     path.write_text(json.dumps(document))
-    before = dump(store.path)
+    before = dump(store.place)
     with pytest.raises(DocumentError) as error:
         import_pack(store, path)
     assert str(path) in str(error.value)
     assert message in str(error.value)
-    assert dump(store.path) == before
+    assert dump(store.place) == before
 
 
 RAW = {

@@ -23,12 +23,21 @@ from config_samples import (
     dump,
     measured,
 )
-from old_databases import ENDED, OLD_SCHEMAS, SINCE_2, TABLES, make_empty, make_old, rows_of
+from old_databases import (
+    ENDED,
+    OLD_SCHEMAS,
+    TABLES,
+    TABLES_SINCE_3,
+    expected_now,
+    make_empty,
+    make_old,
+    rows_of,
+    said,
+)
 from test_database import run_sql, schema_of
 from test_processes import WRITER, go, is_sound, start
 
-from patune.configs import database as database_module
-from patune.configs import dispatcher
+from patune.configs import dispatcher, migrating, sqlite
 from patune.configs.dispatcher import lookup, lookup_problem
 from patune.configs.readonly import SCHEMA, found_schema
 from patune.configs.store import Store
@@ -80,37 +89,47 @@ def refused(path: Path, message: str, **how: Any) -> None:
     assert found_schema(path) == schema
 
 
-def expected_now(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of an old database as this schema has them, messages aside."""
-    expected = {table: rows_of(path, table) for table in TABLES}
-    expected["meta"][0]["schema"] = SCHEMA
-    for row in expected["problem"]:
-        row |= SINCE_2
-    named = {id: now for id, _, _, now in ENDED}
-    for row in expected["trial"]:
-        row["status"] = named.get(row["id"], row["status"])
-        row |= {"low_us": None, "high_us": None}
-        row["protocol"] = "graph-cold-1" if row["median_us"] is not None else None
-    for row in expected["winner"]:
-        row |= {"speedup": None, "speedup_low": None, "speedup_high": None}
-    return expected
-
-
-def test_every_row_is_kept_and_says_what_is_new(old: Path) -> None:
-    expected = expected_now(old)
+def test_every_row_is_kept_and_says_what_is_new(old: Path, schema: int) -> None:
+    expected, reasons = expected_now(old), said(old)
+    later = {table: rows_of(old, table) for table in TABLES_SINCE_3} if schema >= 3 else None
     Store.open(old).close()
-    texts = {row["id"]: row["text"] for row in rows_of(old, "message")}
+    assert said(old) == reasons
     found = {table: rows_of(old, table) for table in TABLES}
     for row in found["trial"]:
-        row["reason"] = texts.get(row.pop("message_id"), "")
+        row.pop("message_id")
     assert found == expected
     assert [row["id"] for row in found["problem"]] == [5, 7, 9]
     assert rows_of(old, "alembic_version") == [{"version_num": f"schema_{SCHEMA}"}]
-    assert rows_of(old, "blocklist") == rows_of(old, "robust") == []
+    if later:
+        assert {table: rows_of(old, table) for table in TABLES_SINCE_3} == later
+    else:
+        assert rows_of(old, "blocklist") == rows_of(old, "robust") == []
+    assert rows_of(old, "miss") == []
+
+
+def test_its_history_begins_with_its_winners(old: Path) -> None:
+    Store.open(old).close()
+    keys = [
+        (row["id"], row["event"], row["trial_id"], row["score"]) for row in rows_of(old, "history")
+    ]
+    assert keys == [(1, "promoted", 13, 50.0), (2, "imported", 17, 1000.0)]
+    with Store.open(old) as store:
+        assert store.generation() == 2
+        (event,) = store.history(**KEY)
+    assert (event.event, event.knobs, event.evidence, event.score) == (
+        "promoted",
+        ALONE,
+        "measured",
+        50.0,
+    )
+    assert (event.created, event.reason) == ("2026-11-22T10:43:00Z", "before there was a history")
+    assert (event.previous_knobs, event.workload) == (None, WORKLOAD)
+    assert event.environment is not None
+    assert event.environment.triton == "3.9.0"
 
 
 def test_messages_are_kept_once(old: Path) -> None:
-    reasons = [row["reason"] for row in rows_of(old, "trial") if row["reason"]]
+    reasons = [reason for reason in said(old).values() if reason]
     Store.open(old).close()
     messages = rows_of(old, "message")
     assert [row["text"] for row in messages] == list(dict.fromkeys(reasons))
@@ -122,16 +141,17 @@ def test_messages_are_kept_once(old: Path) -> None:
     assert rows_of(old, "message") == messages
 
 
-def test_old_statuses_are_read_by_their_new_names(old: Path) -> None:
+def test_old_statuses_are_read_by_their_new_names(old: Path, schema: int) -> None:
     problem = replace(PROBLEM, kv_dtype="fp8_e4m3fn", kv_quant="per_token", kv_layout="hnd")
     with Store.open(old) as store:
         trials = {t.id: t for t in store.trials(target=H200, problem=problem, workload=WORKLOAD)}
         found = [(id, trials[id].result.status, trials[id].result.reason) for id, *_ in ENDED]
         assert found == [(id, now, reason) for id, _, reason, now in ENDED]
         timings = [t.result.timing for t in store.trials(**KEY)]
-    assert [(t.low_us, t.high_us, t.protocol) for t in timings if t] == [
-        (None, None, FIRST_PROTOCOL)
-    ] * 2
+    first = [(None, None, FIRST_PROTOCOL)] * 2
+    third = [(median, 1e6, "graph-cold-2") for median in (60.0, 55.0, 50.0)]
+    found_timings = [(t.low_us, t.high_us, t.protocol) for t in timings if t]
+    assert found_timings == (third if schema >= 3 else first)
 
 
 def test_a_database_brought_forward_is_like_a_new_one(old: Path, empty_database: Path) -> None:
@@ -153,7 +173,7 @@ ALONE = replace(KNOBS, overlap_launch=False)  # schema 1 had no overlapped launc
 
 
 def test_its_winners_are_served_and_it_takes_new_trials(
-    old: Path, monkeypatch: pytest.MonkeyPatch
+    old: Path, schema: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store.open(old) as store:
         (amd, best) = store.winners()
@@ -166,7 +186,8 @@ def test_its_winners_are_served_and_it_takes_new_trials(
             CDNA_KNOBS,
             "mi300x.json",
         )
-        assert [t.result.status for t in store.trials(**KEY)] == ["ok", "ok"]
+        statuses = ["ok", "ok", "ok", "wrong"] if schema >= 3 else ["ok", "ok"]
+        assert [t.result.status for t in store.trials(**KEY)] == statuses
         assert add_trial(store, measured()) == 18
         capped = replace(PROBLEM, softcap=True)
         store.promote(
@@ -210,7 +231,7 @@ def test_it_refuses_what_a_new_one_refuses(old: Path, name: str) -> None:
 
 
 def test_it_enforces_foreign_keys_in_the_process_that_migrated(old: Path) -> None:
-    with Store.open(old) as store, store._transaction(writes=False) as session:
+    with Store.open(old) as store, store.transaction(writes=False) as session:
         assert session.connection().exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
 
@@ -244,7 +265,7 @@ def test_a_second_process_finds_it_done_and_leaves_the_copy(old: Path) -> None:
     Store.open(old).close()
     copied = dump(backup_of(old))
     before = dump(old)
-    database_module._migrate(old)  # what a process does that saw schema 1 a moment ago
+    sqlite.migrate(old)  # what a process does that saw schema 1 a moment ago
     assert dump(backup_of(old)) == copied
     assert dump(old) == before
 
@@ -283,10 +304,10 @@ def test_a_failed_migration_changes_nothing(
     old: Path, schema: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "migrations"
-    shutil.copytree(database_module.MIGRATIONS, broken)
+    shutil.copytree(migrating.MIGRATIONS, broken)
     script = broken / "versions" / f"schema_{SCHEMA}.py"
     script.write_text(script.read_text().replace("UPDATE patune_meta", "UPDATE nowhere"))
-    monkeypatch.setattr(database_module, "MIGRATIONS", broken)
+    monkeypatch.setattr(migrating, "MIGRATIONS", broken)
     refused(
         old,
         f"{old} has schema {schema}; this patune brings it to {SCHEMA}. .*no such table: nowhere",

@@ -153,10 +153,10 @@ def test_export_and_import_lose_nothing(
         export_pack(b, second)
         assert first.read_bytes() == second.read_bytes()
         assert {w.imported_from for w in b.winners()} <= {first.name}
-        before = dump(b.path)
+        before = dump(b.place)
         again = import_pack(b, first)
         assert (again.added, again.replaced, again.kept) == (0, 0, len(found))
-        assert dump(b.path) == before
+        assert dump(b.place) == before
 
 
 @on_files
@@ -192,11 +192,11 @@ def test_the_report_says_what_and_why(
     monkeypatch.setattr(
         feasibility, "is_feasible", lambda k, p, target: "no H100 today" if target == H100 else None
     )
-    before = dump(store.path)
-    with closing(sqlite3.connect(store.path, isolation_level=None)) as sweep:
+    before = dump(store.place)
+    with closing(sqlite3.connect(store.place, isolation_level=None)) as sweep:
         sweep.execute("BEGIN IMMEDIATE")  # a dry run does not even wait for a writer
         dry = import_pack(store, path, dry_run=True)
-    assert dump(store.path) == before
+    assert dump(store.place) == before
     report = import_pack(store, path)
     assert dry.dry_run
     assert dry.entries == report.entries
@@ -236,7 +236,7 @@ def test_a_database_error_in_the_middle_undoes_the_import(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_pack(tmp_path, winner(), winner(target=H100), winner(target=MI300X))
-    before = dump(store.path)
+    before = dump(store.place)
     add, calls = rows.add_trial, []
 
     def failing(*args: Any, **kwargs: Any) -> Any:
@@ -249,4 +249,4 @@ def test_a_database_error_in_the_middle_undoes_the_import(
     with pytest.raises(KeyboardInterrupt):
         import_pack(store, path)
     assert len(calls) == 3
-    assert dump(store.path) == before
+    assert dump(store.place) == before

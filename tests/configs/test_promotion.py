@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +19,7 @@ from config_samples import (
     add_trial,
     emulated,
     measured,
+    raw,
     winner,
 )
 
@@ -33,9 +32,10 @@ if TYPE_CHECKING:
     from patune.trial import TrialResult
 
 
-def raw(store: Store, statement: str) -> None:
-    with closing(sqlite3.connect(store.path)) as connection, connection:
-        connection.execute(statement)
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    """Every test here runs on SQLite and on PostgreSQL."""
+    return any_store
 
 
 def test_promotion_describes_the_winner(store: Store) -> None:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 WINDOWED = replace(PROBLEM, windowed=True)
 
 
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    """Every test here runs on SQLite and on PostgreSQL."""
+    return any_store
+
+
 def test_they_come_back_filtered_and_ordered(store: Store) -> None:
     mean = robust_winner(objective="mean", regrets=(1.1, 1.05), score=1.075)
     worst = robust_winner()
@@ -71,7 +77,7 @@ def test_the_last_of_every_place_is_stored(
 
 
 def test_a_reader_cannot_store_one(store: Store) -> None:
-    before = dump(store.path)
-    with Store.read(store.path) as reader, pytest.raises(DatabaseError, match="readonly"):
+    before = dump(store.place)
+    with Store.read(store.place) as reader, pytest.raises(DatabaseError, match="readonly"):
         reader.put_robust(robust_winner())
-    assert dump(store.path) == before
+    assert dump(store.place) == before

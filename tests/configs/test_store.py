@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
-from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +25,7 @@ from config_samples import (
     dump,
     emulated,
     measured,
+    raw,
 )
 
 from patune.configs.queries import SETTLED
@@ -36,14 +36,13 @@ from patune.problem import Problem, Workload
 from patune.trial import STATUSES, WITH_EVIDENCE, Timing, TrialResult
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from patune.target import Target
 
 
-def raw(store: Store, statement: str) -> None:
-    with closing(sqlite3.connect(store.path)) as connection, connection:
-        connection.execute(statement)
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    """Every test here runs on SQLite and on PostgreSQL."""
+    return any_store
 
 
 def test_trials_come_back_as_they_were_recorded(store: Store) -> None:
@@ -124,8 +123,7 @@ def test_a_slow_trial_is_no_failure_and_cannot_win(store: Store) -> None:
 def test_a_message_is_stored_once(store: Store) -> None:
     for reason in ("ptxas died", "ptxas died", "", "ptxas died again"):
         add_trial(store, TrialResult(status="compile_error", reason=reason))
-    with closing(sqlite3.connect(store.path)) as connection:
-        texts = connection.execute("SELECT text FROM patune_message ORDER BY id").fetchall()
+    texts = raw(store, "SELECT text FROM patune_message ORDER BY id")
     assert texts == [("ptxas died",), ("ptxas died again",)]
     reasons = [t.result.reason for t in store.trials(**KEY)]
     assert reasons == ["ptxas died", "ptxas died", "", "ptxas died again"]
@@ -133,7 +131,8 @@ def test_a_message_is_stored_once(store: Store) -> None:
 
 def test_an_infinite_error_of_an_older_file_is_none(store: Store) -> None:
     store.promote(add_trial(store, measured()), default_trial_id=None)
-    raw(store, "UPDATE patune_trial SET error_rms = 9e999")
+    infinity = "9e999" if isinstance(store.place, Path) else "'Infinity'"
+    raw(store, f"UPDATE patune_trial SET error_rms = {infinity}")
     assert store.trials(**KEY)[0].result.error_rms is None
     assert store.winner(**KEY) is not None
     shown = inspect_key(store, **KEY)
@@ -165,16 +164,10 @@ def test_a_run_is_recorded(store: Store) -> None:
     run = store.begin_run(
         target=H200, environment=ENVIRONMENT, sampler="tpe", seed=3, command="patune sweep --qg 8"
     )
-    with closing(sqlite3.connect(store.path)) as connection:
-        query = "SELECT sampler, seed, command, ended FROM patune_run WHERE id = ?"
-        assert connection.execute(query, (run,)).fetchone() == (
-            "tpe",
-            3,
-            "patune sweep --qg 8",
-            None,
-        )
-        store.end_run(run)
-        (ended,) = connection.execute("SELECT ended FROM patune_run").fetchone()
+    query = f"SELECT sampler, seed, command, ended FROM patune_run WHERE id = {run}"
+    assert raw(store, query) == [("tpe", 3, "patune sweep --qg 8", None)]
+    store.end_run(run)
+    ((ended,),) = raw(store, "SELECT ended FROM patune_run")
     assert ended.endswith("Z")
 
 
@@ -232,17 +225,17 @@ def test_a_store_does_not_survive_a_fork(store: Store) -> None:
 def test_the_path_comes_from_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATUNE_DB", str(tmp_path / "deep" / "here?.db"))
     with Store.open() as opened:
-        assert opened.path == tmp_path / "deep" / "here?.db"
-    assert opened.path.exists()
-    assert not opened.path.with_name("here?.db-wal").exists()
+        assert opened.place == tmp_path / "deep" / "here?.db"
+    assert opened.place.exists()
+    assert not opened.place.with_name("here?.db-wal").exists()
 
 
 def test_a_store_that_reads_cannot_write(store: Store) -> None:
     trial = add_trial(store, measured())
     store.promote(trial, default_trial_id=None)
-    before = dump(store.path)
-    with Store.read(store.path) as reader:
+    before = dump(store.place)
+    with Store.read(store.place) as reader:
         assert reader.winners() == store.winners()
         with pytest.raises(DatabaseError, match="readonly"):
             add_trial(reader, measured())
-    assert dump(store.path) == before
+    assert dump(store.place) == before
