@@ -5,9 +5,7 @@ Results go to stdout, progress and messages to stderr; ``--json`` prints one JSO
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -29,11 +27,14 @@ from patune.cli_options import (
     split_variant,
     targets_option,
 )
+from patune.cli_packs import PACK_COMMANDS
 from patune.cli_tune import export_study, models, simulate, space, sweep
 from patune.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, InvalidValueError, PatuneError
-from patune.settings import DB_FILE, database_place, hide_password
+from patune.settings import database_place, hide_password
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from patune.settings import DatabasePlace
     from patune.tuner.check_cases import CheckOptions
 
@@ -243,67 +244,8 @@ def lookup(db: DatabasePlace | None, as_json: bool, **key: Any) -> None:
         terminal.print_answer(answer)
 
 
-@main.command("export")
-@click.argument("destination", type=click.Path(path_type=Path, allow_dash=True))
-@filters()
-@db_option
-@json_option
-def export_winners(
-    destination: Path,
-    target: str | None,
-    db: DatabasePlace | None,
-    as_json: bool,
-    **core: int | None,
-) -> None:
-    """Write winners to a pack file for other machines.
-
-    DESTINATION is the file to write; - writes the pack to stdout.
-    """
-    from patune.configs.packs import export_pack, pack_text
-    from patune.configs.store import Store
-
-    to_stdout = str(destination) == "-"
-    with Store.open(database_place(db), create=False) as store:
-        pack = export_pack(store, None if to_stdout else destination, arch=target, **core)
-    if to_stdout:
-        click.echo(pack_text(pack), nl=False)
-    elif as_json:
-        print_json({"path": str(destination), "winners": len(pack["winners"])})
-    else:
-        click.echo(f"{len(pack['winners'])} winners written to {destination}")
-
-
-@main.command("import")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Print what would change; write nothing.")
-@db_option
-@json_option
-def import_winners(source: Path, dry_run: bool, db: DatabasePlace | None, as_json: bool) -> None:
-    """Take the winners of a pack file in.
-
-    Where a key has a winner already, the better kind of evidence stays, then the newer, then the faster.
-    """
-    import tempfile
-
-    from patune import terminal
-    from patune.configs.packs import import_pack, read_pack
-    from patune.configs.readonly import found_schema
-    from patune.configs.store import Store
-
-    read_pack(source)  # a bad pack is refused before a database is made
-    path = database_place(db)
-    with contextlib.ExitStack() as stack:
-        home = path
-        if dry_run and not found_schema(path):  # an empty one elsewhere stands for the missing one
-            home = Path(stack.enter_context(tempfile.TemporaryDirectory()), DB_FILE)
-        store = stack.enter_context(Store.open(home, create=True, forward=not dry_run))
-        report = import_pack(store, source, dry_run=dry_run).to_dict()
-    if as_json:
-        print_json(report)
-    else:
-        terminal.print_import(report, path)
-
-
+for command in PACK_COMMANDS:
+    main.add_command(command)
 main.add_command(export_study)
 
 

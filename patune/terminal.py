@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from patune.settings import DatabasePlace
 
 STATE_STYLES = {"ok": "green", "note": "yellow", "broken": "bold red"}
-FATE_STYLES = {"added": "green", "replaced": "green", "kept": "", "skipped": "yellow"}
 KEY_HEADINGS = {
     "block_size/\nhead_dim/qg": "left",
     "batch x\nkv heads": "right",
@@ -133,23 +132,6 @@ def print_answer(answer: Mapping[str, Any]) -> None:
         console.print(
             "nothing is stored for this key: `patune sweep` with the same options tunes it"
         )
-
-
-def print_import(report: Mapping[str, Any], path: DatabasePlace) -> None:
-    """``patune import``: what became of each winner, and the totals."""
-    console = result_console()
-    table = make_table({"target": "left", **KEY_HEADINGS, "winner": "left", "because": "left"})
-    for entry in report["entries"]:
-        key = key_cells(entry["problem"], entry["workload"])
-        fate = Text(entry["fate"], style=FATE_STYLES[entry["fate"]])
-        reason = ", ".join(filter(None, (wording.variant_text(entry["problem"]), entry["reason"])))
-        table.add_row(entry["target"]["arch"], *key, fate, Text(reason))
-    if report["entries"]:
-        console.print(table)
-    counts = ", ".join(f"{report[fate]} {fate}" for fate in FATE_STYLES)
-    note = " (dry run: nothing was written)" if report["dry_run"] else ""
-    console.print(f"{counts}{note}")
-    console.print(f"database: {path}", soft_wrap=True)
 
 
 def print_key(record: Mapping[str, Any], path: DatabasePlace) -> None:

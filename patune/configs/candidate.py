@@ -15,7 +15,7 @@ from patune.configs.winner import (
 )
 from patune.errors import InvalidValueError, reject
 from patune.kernels.knobs import Knobs, knobs_to_dict
-from patune.record import Record, check_int
+from patune.record import Record, canonical_json, check_int
 from patune.trial import CountedWork, Timing
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ class Candidate(Record):
             "gate_cases": self.gate_cases,
         }
 
+    @property
+    def order(self) -> tuple[float, str]:
+        """What candidates are sorted by: the score, and equal ones by their knobs' spelling, which does not tell when they were tried."""
+        return self.score, canonical_json(knobs_to_dict(self.knobs))
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Back from :meth:`to_dict`.
@@ -93,7 +98,7 @@ def check_candidates(winner: Winner, candidates: Sequence[Candidate]) -> None:
     """Refuse candidates that cannot stand beside a winner.
 
     Raises:
-        InvalidValueError: too many, one twice or the winner's, of another kernel family, or of another kind of evidence.
+        InvalidValueError: too many, one twice or the winner's, of another kernel family, or scored in another way than the winner.
     """
     if len(candidates) > MAX_CANDIDATES:
         raise InvalidValueError(
@@ -112,3 +117,10 @@ def check_candidates(winner: Winner, candidates: Sequence[Candidate]) -> None:
             check_evidence(winner.evidence, candidate.timing, candidate.counted)
         except InvalidValueError as error:
             raise InvalidValueError(f"{where}: {error}") from error
+        if candidate.timing and winner.timing:
+            protocols = candidate.timing.protocol, winner.timing.protocol
+            if protocols[0] != protocols[1]:
+                raise InvalidValueError(
+                    f"{where}: protocol={protocols[0]!r} is not the winner's; allowed: {protocols[1]!r}, "
+                    "because times of different protocols are not compared."
+                )

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from patune.configs.candidate import Candidate, Candidates
     from patune.configs.captures import CapturedMiss, StoredMiss
     from patune.configs.history import HistoryEvent
+    from patune.configs.merging import Merged
     from patune.configs.prune import Pruned
-    from patune.configs.winner import RobustWinner, Speedup, Verdict, Winner, WinnerKey
+    from patune.configs.winner import RobustWinner, Speedup, Winner, WinnerKey
     from patune.environment import Environment
     from patune.kernels.knobs import Knobs
     from patune.problem import Problem, Workload
@@ -262,20 +263,24 @@ class Store(Database):
         incoming: Sequence[Winner],
         candidates: Mapping[WinnerKey, Sequence[Candidate]] | None = None,
         *,
+        robust: Sequence[RobustWinner] = (),
+        blocks: Sequence[Block] = (),
         imported_from: str,
         dry_run: bool = False,
-    ) -> list[tuple[Verdict, str]]:
-        """Take winners of a pack in, all in one transaction; says per winner what became of it and why.
+    ) -> Merged:
+        """Take a pack's entries in, all in one transaction; says of each what became of it and why.
 
-        The rule is :func:`patune.configs.winner.compare`. The candidates of a winner's key become trials when it is taken in.
-        A dry run decides and writes nothing.
+        The rules are :func:`patune.configs.winner.compare` and :func:`patune.configs.winner.compare_robust`; blocklists are united.
+        The candidates of a winner's key become trials when it is taken in. A dry run decides and writes nothing.
         """
         with self.transaction(writes=not dry_run) as session:
             return merging.merge(
                 session,
                 incoming,
-                candidates or {},
-                imported_from=rows.plain_text(imported_from),
+                candidates,
+                robust=robust,
+                blocks=blocks,
+                imported_from=imported_from,
                 dry_run=dry_run,
             )
 

@@ -275,7 +275,7 @@ def test_a_pack_goes_out_and_comes_in(run: Run, swept: Path, tmp_path: Path) -> 
     pack, other = tmp_path / "pack.json", tmp_path / "other.db"
     result = run("export", str(pack), "--qg", "8")
     assert result.exit_code == 0
-    assert f"2 winners written to {pack}" in result.stdout
+    assert f"2 winners with 2 candidates written to {pack}" in result.stdout
     assert run("export", "-", "--qg", "8").stdout == pack.read_text(encoding="utf-8")
 
     dry = run("import", str(pack), "--db", str(other), "--dry-run")

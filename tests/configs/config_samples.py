@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from patune.configs import dispatcher, postgres
+from patune.configs.block import Block
 from patune.configs.candidate import Candidate
 from patune.configs.store import Store
 from patune.configs.winner import RobustWinner, Winner
@@ -128,6 +129,20 @@ def robust_winner(**changes: Any) -> RobustWinner:
         "created": "2026-11-22T10:42:00Z",
     }
     return RobustWinner(**(fields | changes))
+
+
+def block(**changes: Any) -> Block:
+    """Knobs that hang, on every sm_90."""
+    fields: dict[str, Any] = {
+        "arch": "sm_90",
+        "kernel_source_hash": ENVIRONMENT.kernel_source_hash,
+        "problem": PROBLEM,
+        "knobs": KNOBS,
+        "status": "hang",
+        "reason": "killed after 30 s",
+        "created": "2026-11-22T10:42:00Z",
+    }
+    return Block(**(fields | changes))
 
 
 def candidate(median_us: float = 51.0, *, knobs: Knobs = OTHER_KNOBS, **changes: Any) -> Candidate:

@@ -13,17 +13,21 @@ from config_samples import (
     LATER_ENVIRONMENT,
     MI300X,
     PROBLEM,
+    block,
     winner,
 )
 from hypothesis import strategies as st
 
+from patune.configs.block import FAULTS
 from patune.configs.candidate import Candidate
+from patune.configs.pack import Pack, block_order, robust_order, winner_order
 from patune.configs.winner import ROBUST_OBJECTIVES, RobustWinner, Speedup
 from patune.kernels.knobs import CdnaKnobs, HopperKnobs
 from patune.problem import Problem, Workload
 from patune.trial import FIRST_PROTOCOL, Timing
 
 if TYPE_CHECKING:
+    from patune.configs.block import Block
     from patune.configs.candidate import Candidates
     from patune.configs.winner import Winner
 
@@ -156,6 +160,36 @@ def robust_winners(draw: st.DrawFn) -> RobustWinner:
         regrets=tuple(draw(st.lists(scores, min_size=len(sizes), max_size=len(sizes)))),
         score=draw(scores),
         created=draw(times),
+    )
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> Block:
+    arch = draw(st.sampled_from(["sm_90", "gfx942", "gfx950"]))
+    return block(
+        arch=arch,
+        kernel_source_hash=draw(st.sampled_from(["5" * 64, "6" * 64])),
+        problem=draw(problems),
+        knobs=draw(hopper_knobs if arch == "sm_90" else cdna_knobs),
+        status=draw(st.sampled_from(FAULTS)),
+        reason=draw(st.sampled_from(["", "killed after 30 s", "an illegal access"])),
+        created=draw(times),
+    )
+
+
+@st.composite
+def whole_packs(draw: st.DrawFn) -> Pack:
+    """Packs with every kind of entry, as an export sorts them."""
+    found, candidates = draw(packs())
+    robust = {
+        (w.target, w.problem, w.objective): w for w in draw(st.lists(robust_winners(), max_size=3))
+    }
+    blocked = {one.key: one for one in draw(st.lists(blocks(), max_size=4))}
+    return Pack(
+        winners=sorted(found, key=winner_order),
+        candidates=candidates,
+        robust=sorted(robust.values(), key=robust_order),
+        blocklist=sorted(blocked.values(), key=block_order),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -235,6 +236,38 @@ def test_shipped_candidates_are_winners_first_of_every_device(
     assert "Going on without a pack" in caplog.text
     assert packed_candidates(**(PLACE | {"workload": at(batch=2)})) == []
     assert packed_candidates(**(PLACE | {"arch": "gfx942"})) == [CDNA_KNOBS]
+
+
+def test_a_shipped_pack_is_parsed_once_until_it_changes(
+    fresh_dispatcher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(packs, "load_pack", lambda path: read.append(path.name) or load_pack(path))
+    path = written(fresh_dispatcher, "a.json")
+    for size in (1, 2, 128, 128):
+        packed_candidates(**(PLACE | {"workload": at(batch=size)}))
+    assert read == ["a.json"]
+    path.write_text(pack_text(pack_document([winner(knobs=knobs(7))])))
+    assert packed_candidates(**PLACE) == packed_candidates(**PLACE) == [knobs(7)]
+    assert read == ["a.json", "a.json"]
+    path.unlink()
+    assert packed_candidates(**PLACE) == []
+
+
+def test_candidates_of_a_pack_have_one_order(tmp_path: Path) -> None:
+    beside = (candidate(52.0), candidate(51.0, knobs=knobs(8)), candidate(51.0, knobs=knobs(6)))
+    texts = {
+        pack_text(pack_document([winner()], {winner().key: order}))
+        for order in itertools.permutations(beside)
+    }
+    assert len(texts) == 1
+    path = tmp_path / "pack.json"
+    path.write_text(texts.pop())
+    assert [c.knobs for c in load_pack(path).candidates[winner().key]] == [
+        knobs(6),
+        knobs(8),
+        OTHER_KNOBS,
+    ]
 
 
 def test_the_shipped_pack_is_read() -> None:

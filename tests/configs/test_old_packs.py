@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from config_samples import H100, KNOBS, MI300X, OTHER_KNOBS, candidate, timing, winner
 
+from patune.configs.pack import winner_order
 from patune.configs.packs import (
     SCHEMA,
     import_pack,
@@ -71,11 +72,11 @@ def test_a_pack_of_schema_1_is_read(tmp_path: Path) -> None:
     assert not any("softcap" in entry["problem"] for entry in document["winners"])
     assert read_pack(SCHEMA_1) == WINNERS
     again = pack_document(read_pack(SCHEMA_1))
-    assert again["schema"] == SCHEMA == 3
+    assert again["schema"] == SCHEMA == 4
     assert {(e["problem"]["softcap"], e["problem"]["fp8_math"]) for e in again["winners"]} == {
         (False, False)
     }
-    assert read_pack(written(tmp_path, again)) == WINNERS
+    assert read_pack(written(tmp_path, again)) == sorted(WINNERS, key=winner_order)
 
 
 def test_a_pack_of_schema_1_is_imported(store: Store) -> None:
@@ -88,10 +89,10 @@ def test_the_new_fields_go_out_and_come_in(tmp_path: Path) -> None:
     fp8 = Problem(
         block_size=1024, head_dim=128, qg=8, kv_dtype="fp8_e4m3fn", softcap=True, fp8_math=True
     )
-    found = [winner(problem=fp8), winner()]
+    found = [winner(), winner(problem=fp8)]
     document = pack_document(found)
-    assert [e["problem"]["softcap"] for e in document["winners"]] == [True, False]
-    assert [e["problem"]["fp8_math"] for e in document["winners"]] == [True, False]
+    assert [e["problem"]["softcap"] for e in document["winners"]] == [False, True]
+    assert [e["problem"]["fp8_math"] for e in document["winners"]] == [False, True]
     path = tmp_path / "pack.json"
     path.write_text(pack_text(document))
     assert read_pack(path) == found
@@ -145,7 +146,11 @@ def test_a_pack_of_schema_2_is_imported(store: Store) -> None:
 def test_interval_speedup_and_candidates_go_out_and_come_in(tmp_path: Path) -> None:
     timed = replace(timing(50.0), low_us=49.5, high_us=50.5, protocol="graph-cold-2")
     found = winner(timing=timed, speedup=Speedup(ratio=1.2, low=1.1, high=1.3))
-    beside = (candidate(51.0), candidate(52.0, knobs=replace(KNOBS, num_splits=8)))
+    times = [replace(timed, median_us=us) for us in (51.0, 52.0)]
+    beside = (
+        candidate(timing=times[0]),
+        candidate(timing=times[1], knobs=replace(KNOBS, num_splits=8)),
+    )
     document = pack_document([found], {found.key: beside})
     assert document["winners"][0]["timing"]["protocol"] == "graph-cold-2"
     assert document["winners"][0]["speedup"] == {"ratio": 1.2, "low": 1.1, "high": 1.3}
@@ -157,5 +162,5 @@ def test_interval_speedup_and_candidates_go_out_and_come_in(tmp_path: Path) -> N
 @pytest.mark.parametrize("schema", [0, -1, 1.0, 3.0])
 def test_schemas_that_never_were_are_refused(tmp_path: Path, schema: float) -> None:
     document = pack_document([winner()]) | {"schema": schema}
-    with pytest.raises(DocumentError, match=rf"schema={schema} is not allowed; allowed: 1 to 3\.$"):
+    with pytest.raises(DocumentError, match=rf"schema={schema} is not allowed; allowed: 1 to 4\.$"):
         read_pack(written(tmp_path, document))

@@ -82,7 +82,7 @@ def test_a_pack_is_canonical(store: Store, tmp_path: Path) -> None:
     assert json.loads(data) == document
     assert data.decode() == json.dumps(document, sort_keys=True, indent=2) + "\n"
     assert b"\r" not in data
-    assert document["schema"] == 3
+    assert document["schema"] == 4
     assert [entry["target"]["arch"] for entry in document["winners"]] == [
         "gfx942",
         "sm_90",
@@ -104,7 +104,12 @@ def test_an_export_is_filtered(store: Store) -> None:
     assert count() == 3
     assert count(arch="sm_90") == 2
     assert count(arch="sm_90", block_size=16) == count(head_dim=64) == count(qg=1) == 1
-    assert export_pack(store, None, arch="gfx950") == {"schema": 3, "winners": []}
+    assert export_pack(store, None, arch="gfx950") == {
+        "schema": 4,
+        "winners": [],
+        "robust": [],
+        "blocklist": [],
+    }
 
 
 def test_an_unwritable_destination_is_named(store: Store, tmp_path: Path) -> None:
@@ -201,15 +206,15 @@ def test_the_report_says_what_and_why(
     assert dry.dry_run
     assert dry.entries == report.entries
     assert [(e.fate, e.reason) for e in report.entries] == [
+        ("skipped", "no H100 today"),
         ("replaced", f"of {new}, the one here of {old}"),
         ("kept", "emulated against measured here"),
         ("added", "no winner for this key yet"),
-        ("skipped", "no H100 today"),
     ]
     assert (report.added, report.replaced, report.kept, report.skipped) == (1, 1, 1, 1)
     document = json.loads(json.dumps(report.to_dict()))
-    assert document["entries"][3]["target"] == H100.to_dict()
-    assert (document["schema"], document["source"], document["skipped"]) == (1, str(path), 1)
+    assert document["entries"][0]["target"] == H100.to_dict()
+    assert (document["schema"], document["source"], document["skipped"]) == (2, str(path), 1)
     assert {w.workload: w.imported_from for w in store.winners()} == {
         sizes[0]: path.name,
         sizes[1]: "earlier",
