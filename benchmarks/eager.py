@@ -110,7 +110,7 @@ def measure(problem: Problem, overlap: bool | None, target: Target) -> dict[str,
     inputs = sample_inputs(problem, WORKLOAD, torch.device("cuda"))
     knobs = None
     if overlap is not None:
-        looked_up = decode._looked_up(problem, WORKLOAD, target)
+        looked_up = decode._looked_up(problem, WORKLOAD, target).knobs
         assert isinstance(looked_up, HopperKnobs)
         knobs = replace(looked_up, overlap_launch=overlap)
     space = workspace_for(problem, WORKLOAD, device=torch.device("cuda"), knobs=knobs)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from patune.configs.dispatcher import fingerprint, lookup, pin, reload, stats, unpin
     from patune.configs.overrides import override
     from patune.kernels.decode import paged_attention_decode
-    from patune.warmup import warmup
+    from patune.warming import warmup
 
 __all__ = [
     "Problem",
@@ -43,7 +43,7 @@ _LAZY = {
     "reload": "patune.configs.dispatcher",
     "stats": "patune.configs.dispatcher",
     "unpin": "patune.configs.dispatcher",
-    "warmup": "patune.warmup",
+    "warmup": "patune.warming",
     "paged_attention_decode": "patune.kernels.decode",
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from patune import sweep_request
+from patune import missed_keys, sweep_request
 from patune.cli_options import (
     COMMAND_LINE,
     DEFAULT_EFFORT,
@@ -28,7 +28,7 @@ from patune.cli_options import (
     split_variant,
     target_option,
 )
-from patune.errors import InvalidValueError
+from patune.errors import EXIT_OK, InvalidValueError
 from patune.settings import database_place
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ RECORDED = Path(__file__).parents[1] / "benchmarks" / "data"  # of a checkout; a
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Keys of a JSON document of misses (docs/cli.md).",
+)
+@click.option(
+    "--misses",
+    "missed",
+    is_flag=True,
+    help="Keys that serving processes here asked for in vain (docs/cli.md).",
 )
 @target_option
 @click.option(
@@ -94,6 +100,7 @@ def sweep(
     /,
     models: tuple[str, ...],
     misses: Path | None,
+    missed: bool,
     target: str | None,
     budget: float | None,
     dry_run: bool,
@@ -110,19 +117,37 @@ def sweep(
 
     how = {name: options.pop(name) for name in SEARCH_OPTIONS}
     axes, variant = split_variant(options)
+    path = database_place(db)
+    wanted = sweep_request.KeyRequest(axes=axes, variant=variant, models=models, misses=misses)
+    if missed:
+        wanted, said = missed_keys.request_missed(wanted, path, target, take=not dry_run)
+        if said and not quiet:
+            click.echo(said, err=True)
+        if not wanted.stored:
+            ctx.exit(_nothing_missed(path, as_json))
     request, note = sweep_request.request_sweep(
-        sweep_request.KeyRequest(axes=axes, variant=variant, models=models, misses=misses),
+        wanted,
         sweep_request.SearchRequest(**how, budget_s=budget, command=ctx.meta[COMMAND_LINE]),
         arch=target,
     )
-    path = database_place(db)
     found_schema(path)  # a file that is no config database is refused before any work
     if note and not quiet:
         click.echo(note, err=True)
     if dry_run:
         _plan(request, path, as_json)
     else:
-        ctx.exit(_run(request, path, as_json, quiet))
+        code = _run(request, path, as_json, quiet)
+        if missed:
+            missed_keys.forget_tuned(path, request)
+        ctx.exit(code)
+
+
+def _nothing_missed(path: DatabasePlace, as_json: bool) -> int:
+    if as_json:
+        print_json({"schema": LISTING_SCHEMA, "database": str(path), "keys": []})
+    else:
+        click.echo("No key was asked for in vain that is not tuned by now. Nothing to do.")
+    return EXIT_OK
 
 
 SEARCH_OPTIONS = ("effort", "trials", "fresh", "robust", "seed", "sampler")

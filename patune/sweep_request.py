@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from patune import settings, wording
 from patune.errors import InvalidValueError, UnsupportedProblemError, reject
-from patune.misses import read_misses
+from patune.misses import by_saving, read_misses
 from patune.models import DECIDED, model_keys, parse_models
 from patune.problem import Problem, Workload
 from patune.target import ARCHS, Target, detect_target, require_device, resolve_target
@@ -133,12 +133,14 @@ class KeyRequest:
         variant: the other fields of :class:`Problem`, as far as they were given.
         models: what ``--models`` was given, with its commas; empty for none.
         misses: a document of misses; None for none.
+        stored: the keys of ``--misses``, in their order; None without that option.
     """
 
     axes: Mapping[str, Sequence[int]]
     variant: Mapping[str, Any]
     models: tuple[str, ...] = ()
     misses: Path | None = None
+    stored: tuple[Key, ...] | None = None
 
     def check(self) -> None:
         """Refuse options that contradict each other.
@@ -147,6 +149,17 @@ class KeyRequest:
             InvalidValueError: says which, and what to leave out.
         """
         given = {*(name for name, values in self.axes.items() if values), *self.variant}
+        if self.stored is not None and (given or self.models or self.misses):
+            other = (
+                "--from"
+                if self.misses
+                else "--models"
+                if self.models
+                else option_name(sorted(given)[0])
+            )
+            raise InvalidValueError(
+                f"{other} and --misses contradict each other: the captured misses say all keys. Leave one of them out."
+            )
         if self.misses is not None and (given or self.models):
             other = "--models" if self.models else option_name(sorted(given)[0])
             raise InvalidValueError(
@@ -163,8 +176,10 @@ class KeyRequest:
         Raises:
             InvalidValueError: a value is not allowed, a model unknown, or the document is not one.
         """
+        if self.stored is not None:
+            return self.stored
         if self.misses is not None:
-            return tuple(miss.key for miss in read_misses(self.misses))
+            return tuple(by_saving(read_misses(self.misses)))
         if self.models:
             axes = {name: _axis(self.axes, name) for name in ("block_size", "query_length")}
             models = parse_models(self.models)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from patune.kernels.defaults import default_knobs
+from patune.kernels.defaults import default_knobs, safe_knobs
 from patune.kernels.feasibility import is_feasible, unsupported
 from patune.kernels.knobs import CdnaKnobs, HopperKnobs, Knobs
 from patune.kernels.plan import plan_decode, workspace_elements
@@ -106,10 +106,11 @@ def _more_problems() -> Iterator[Problem]:
 
 
 def _variants(problem: Problem, target: Target) -> Iterator[Knobs]:
-    """Default knobs of a small and of a large batch, then one knob at a time away from them."""
+    """Default knobs of a small and of a large batch, the safe ones, then one knob at a time away from the first."""
     split = default_knobs(problem, FEW_WALKS, target)
     yield split
     yield default_knobs(problem, replace(FEW_WALKS, batch=128), target)
+    yield safe_knobs(problem, target)
     if isinstance(split, CdnaKnobs) and problem.rows > 32:
         yield replace(split, mfma_rows=32)
         yield replace(split, program_rows=16)

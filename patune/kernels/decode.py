@@ -2,6 +2,7 @@
 
 On a GPU everything that depends only on shapes, strides, dtypes, flags and scalars is done once per signature; a warm call builds one key
 and launches what was bound for it. Nothing reads a tensor's values, so no call synchronises and all of it can be captured in a CUDA graph.
+Looked-up knobs that do not compile or launch are given up, and what the next layer of the dispatcher answers is launched in their place.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import functools
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from threading import local
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 
 from patune.errors import InvalidValueError, UnsupportedProblemError, reject
 from patune.kernels.feasibility import is_feasible, unsupported
+from patune.kernels.first_use import blames_knobs, reason_of, that_fit, tried_note
 from patune.kernels.inputs import DecodeInputs
 from patune.kernels.launch import bind
 from patune.kernels.plan import plan_decode, workspace_elements
 from patune.kernels.reference import reference_decode
+from patune.kernels.signatures import signature as _signature
 from patune.kernels.validate import check_inputs, check_out, check_pointers, check_workspace
 from patune.kernels.workspace import own_workspace
 from patune.target import Target, detect_target
@@ -29,23 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from patune.kernels.calls import KernelCall
+    from patune.kernels.first_use import Answered
     from patune.kernels.knobs import Knobs
     from patune.kernels.launch import BoundLaunch
+    from patune.kernels.signatures import AllTensors, InputTensors, Scalars
     from patune.problem import Problem, Workload
 
-    # query, key_cache, value_cache, block_tables, context_lengths, sinks, query_scale, key_scale, value_scale
-    InputTensors = tuple[
-        torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
-        torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None,
-    ]  # fmt: skip
-    # softmax_scale, query_length, sliding_window, softcap, fp8_math, max_context
-    Scalars = tuple[float, int, int, float, bool, int | None]
-    # the input tensors, then out, lse, workspace
-    AllTensors = tuple[
-        torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
-        torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None,
-        torch.Tensor, torch.Tensor | None, torch.Tensor | None,
-    ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 MAX_STEPS = 4096  # signatures kept: serving sees a few per batch size and block-table width
@@ -53,23 +44,22 @@ MAX_STEPS = 4096  # signatures kept: serving sees a few per batch size and block
 
 @dataclass(slots=True, kw_only=True)
 class _Step:
-    """What one signature was resolved to. ``bound`` comes with the first launch that can be repeated without Triton."""
+    """What one signature was resolved to.
+
+    Attributes:
+        replaceable: others may be launched in the knobs' place: nobody chose these.
+        bound: comes with the first launch that can be repeated without Triton.
+    """
 
     knobs: Knobs
     target: Target
     workspace_elements: int
+    replaceable: bool = False
     bound: BoundLaunch | None = None
 
 
-class _Thread(local):
-    """Part of every signature, since a bound launch belongs to the thread that made it. An identifier would be given to later threads again."""
-
-    def __init__(self) -> None:
-        self.token = object()
-
-
 _steps: dict[Hashable, _Step] = {}
-_thread = _Thread()
+_changed = False  # answers did, since the first of them: a caller's workspace may be too small through no fault of the caller
 
 
 @overload
@@ -167,7 +157,7 @@ def workspace_for(
         target = _target_of(_device_index(device))
         _check_supported(problem, target)
         elements = max(
-            workspace_elements(problem, w, _looked_up(problem, w, target)) for w in smaller
+            workspace_elements(problem, w, _looked_up(problem, w, target).knobs) for w in smaller
         )
     else:
         elements = workspace_elements(problem, workload, knobs)
@@ -182,6 +172,8 @@ def _window_tokens(sliding_window: int) -> int:
 
 def forget_steps() -> None:
     """Drop what was resolved per signature: the next call of each looks its knobs up again."""
+    global _changed
+    _changed = _changed or bool(_steps)
     _steps.clear()
 
 
@@ -220,19 +212,72 @@ def _decode_on_gpu(
         step = _steps.get(key)
     except TypeError:  # a scalar that cannot be hashed: resolving says which
         step = None
+    new = step is None
     if step is None:
         step = _resolve(_inputs_of(tensors, scalars), out, workspace, knobs, scalars[5])
+    if out is None:
+        out = _new_out(tensors[0])
+    every = (*tensors, out, lse, _scratch(step, workspace, tensors[0].device))
+    if step.bound is None or not step.bound.launch(every):
+        try:
+            _launch_by_triton(step, scalars, _told_apart(every))
+        except Exception as error:
+            if not step.replaceable or not blames_knobs(error):
+                raise
+            _steps.pop(key, None)
+            new, step = True, _launch_others(error, step, scalars, every, workspace)
+    if new:
         if len(_steps) >= MAX_STEPS:
             _steps.clear()
         _steps[key] = step
-    if out is None:
-        out = _new_out(tensors[0])
-    if workspace is None and step.workspace_elements:
-        workspace = own_workspace(step.workspace_elements, tensors[0].device)
-    every = (*tensors, out, lse, workspace)
-    if step.bound is None or not step.bound.launch(every):
-        _launch_by_triton(step, scalars, _told_apart(every))
     return out
+
+
+def _scratch(
+    step: _Step, workspace: torch.Tensor | None, device: torch.device
+) -> torch.Tensor | None:
+    """The caller's workspace, else patune's own where the step needs one."""
+    if workspace is None and step.workspace_elements:
+        return own_workspace(step.workspace_elements, device)
+    return workspace
+
+
+def _launch_others(
+    error: Exception,
+    failed: _Step,
+    scalars: Scalars,
+    every: AllTensors,
+    workspace: torch.Tensor | None,
+) -> _Step:
+    """Give up knobs that failed and launch what is answered in their place, until some work; the step of these.
+
+    ``every`` are the call's tensors; the workspace among them, unless it is the caller's ``workspace``, is replaced by one for the new knobs.
+    When all fail, the first error is raised, with what was tried.
+    """
+    global _changed
+    _changed = True
+    inputs = _inputs_of(every[:9], scalars)
+    problem, workload, target = inputs.problem, inputs.workload(scalars[5]), failed.target
+    last, tried = failed.knobs, {failed.knobs: reason_of(error)}
+    while True:
+        answer = _give_up(problem, workload, target, last, tried[last])
+        fitting = that_fit(answer.knobs, problem, workload, target, workspace)
+        untried = [knobs for knobs in fitting if knobs not in tried]
+        if not untried:
+            error.add_note(tried_note(tried))
+            raise error
+        last = untried[0]
+        elements = workspace_elements(problem, workload, last)
+        step = _Step(knobs=last, target=target, workspace_elements=elements, replaceable=True)
+        tensors = (*every[:11], _scratch(step, workspace, inputs.query.device))
+        try:
+            _launch_by_triton(step, scalars, _told_apart(tensors))
+        except Exception as another:
+            if not blames_knobs(another):
+                raise
+            tried[last] = reason_of(another)
+        else:
+            return step
 
 
 def _launch_by_triton(step: _Step, scalars: Scalars, every: AllTensors) -> None:
@@ -271,42 +316,6 @@ def _check(
     return inputs.problem, inputs.workload(max_context)
 
 
-def _spec(tensor: torch.Tensor) -> Hashable:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-
-
-def _signature(
-    tensors: InputTensors,
-    scalars: Scalars,
-    out: torch.Tensor | None,
-    workspace: torch.Tensor | None,
-    with_lse: bool,
-    knobs: Knobs | None,
-) -> Hashable:
-    """Everything that validation, problem, lookup and the scalars of a bound launch depend on, and the thread that owns the launch.
-
-    All of it is read anew on every call: 4.7 us, and 1.7 us to find the step, of 11.7 us for a call with a driver that does nothing
-    (7 tensors, 2 launches; 2026-11, one core). Remembering the tensor objects would not save it: ``resize_``, ``set_`` and ``as_strided_``
-    change what an object means, and seeing that takes the same reads. A function per tensor would take 0.4 us more, device numbers in place
-    of devices 0.3 us less. Types go with the scalars because ``True == 1 == 1.0``.
-    """
-    query, key, value, table, contexts, sinks, query_scale, key_scale, value_scale = tensors
-    return (
-        _thread.token, with_lse, knobs, tuple(map(type, scalars)), scalars,
-        query.shape, query.stride(), query.dtype, query.device,
-        key.shape, key.stride(), key.dtype, key.device,
-        value.shape, value.stride(), value.dtype, value.device,
-        table.shape, table.stride(), table.dtype, table.device,
-        contexts.shape, contexts.stride(), contexts.dtype, contexts.device,
-        None if sinks is None else _spec(sinks),
-        None if query_scale is None else _spec(query_scale),
-        None if key_scale is None else _spec(key_scale),
-        None if value_scale is None else _spec(value_scale),
-        None if out is None else (out.shape, out.stride(), out.dtype, out.device),
-        None if workspace is None else (workspace.shape, workspace.stride(), workspace.dtype, workspace.device),
-    )  # fmt: skip
-
-
 def _resolve(
     inputs: DecodeInputs,
     out: torch.Tensor | None,
@@ -318,22 +327,34 @@ def _resolve(
     problem, workload = _check(inputs, out, max_context)
     target = _target_of(_device_index(inputs.query.device))
     _check_supported(problem, target)
-    source = "given" if knobs is not None else "looked up"
-    knobs = knobs or _looked_up(problem, workload, target)
+    replaceable, source = False, "given"
+    if knobs is None:
+        answer = _looked_up(problem, workload, target)
+        knobs, replaceable, source = answer.knobs, answer.source != "override", "looked up"
     if reason := is_feasible(knobs, problem, target):
         raise InvalidValueError(
             f"The {source} knobs do not fit the problem on {target.arch}: {reason}. With knobs=None proven ones are taken."
         )
+    if replaceable and _changed and workspace is not None:
+        knobs = next(iter(that_fit(knobs, problem, workload, target, workspace)), knobs)
     elements = workspace_elements(problem, workload, knobs)
     if workspace is not None:
         check_workspace(inputs, workspace, elements)
-    return _Step(knobs=knobs, target=target, workspace_elements=elements)
+    return _Step(knobs=knobs, target=target, workspace_elements=elements, replaceable=replaceable)
 
 
-def _looked_up(problem: Problem, workload: Workload, target: Target) -> Knobs:
+def _looked_up(problem: Problem, workload: Workload, target: Target) -> Answered:
     from patune.configs.dispatcher import lookup_problem
 
-    return lookup_problem(problem, workload, target).knobs
+    return lookup_problem(problem, workload, target)
+
+
+def _give_up(
+    problem: Problem, workload: Workload, target: Target, knobs: Knobs, reason: str
+) -> Answered:
+    from patune.configs import dispatcher
+
+    return dispatcher.give_up(problem, workload, target, knobs, reason)
 
 
 def _check_supported(problem: Problem, target: Target) -> None:

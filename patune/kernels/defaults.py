@@ -1,4 +1,4 @@
-"""Knobs for a key that nothing is stored for: a heuristic, and trial 0 of every sweep."""
+"""Knobs for a key that nothing is stored for: a heuristic, which is trial 0 of every sweep, and what is left when even that does not run."""
 
 from __future__ import annotations
 
@@ -94,4 +94,30 @@ def _hopper_knobs(problem: Problem, workload: Workload, target: Target, rows: in
         num_stages=stages,
         num_warps=warps,
         reduce_chunk=_reduce_chunk(splits),
+    )
+
+
+def safe_knobs(problem: Problem, target: Target) -> HopperKnobs | CdnaKnobs:
+    """The knobs of last resort: the fewest resources that compute the problem, whatever its size.
+
+    One split: one kernel, no workspace, nothing to reduce. One tile of the shortest length in flight, and no launch that overlaps another.
+    They take as long as one workgroup for a whole walk: 10.1 times the best at batch 1 of 4096 tokens, 1.4 times at batch 16, 1.02 times at
+    batch 128 (pages of 1024, H200, 2026-11-22; benchmarks/miss_gain.py).
+    """
+    rows = 1 << (problem.rows - 1).bit_length()
+    if target.limits.family == "hopper_wgmma":
+        wide = rows * problem.head_dim > MOST_PER_WARPGROUP
+        return HopperKnobs(
+            partition_tokens=128 if wide else 64,
+            num_splits=1,
+            num_stages=1,
+            num_warps=8 if wide else 4,
+            overlap_launch=False,
+        )
+    return CdnaKnobs(
+        partition_tokens=64,
+        num_splits=1,
+        num_stages=1,
+        num_warps=2,
+        program_rows=16 if problem.rows > 16 else 0,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from patune import wording
 from patune.errors import InvalidValueError, reject
-from patune.kernels.defaults import default_knobs
+from patune.kernels.defaults import default_knobs, safe_knobs
 from patune.kernels.feasibility import is_feasible, unsupported
 from patune.kernels.knobs import knobs_to_dict
 from patune.kernels.space import CHOICES
@@ -33,7 +33,7 @@ class CheckOptions:
         targets: architectures, by their reference parts: no device is looked for.
         problems: checked on each target.
         workloads: whose default knobs are checked; equal ones once.
-        knobs: ``default``: the default knobs. ``grid``: also each knob of the search space moved alone away from the first of them.
+        knobs: ``default``: the default knobs and the safe ones. ``grid``: also each knob of the search space moved alone away from the first of them.
 
     Raises:
         InvalidValueError: nothing to check, or an unknown set of knobs.
@@ -69,7 +69,7 @@ class CheckCase:
 
     @property
     def default(self) -> bool:
-        """The default knobs of some workload."""
+        """The default knobs of some workload, or the safe ones: what is answered where nothing is stored."""
         return self.knobs is not None and not self.changed
 
     @property
@@ -107,7 +107,10 @@ def _cases_of(problem: Problem, target: Target, options: CheckOptions) -> Iterat
     if reason := unsupported(problem, target):
         yield CheckCase(target=target, problem=problem, knobs=None, infeasible=reason)
         return
-    defaults = dict.fromkeys(default_knobs(problem, w, target) for w in options.workloads)
+    defaults: dict[Knobs, None] = dict.fromkeys(
+        default_knobs(problem, w, target) for w in options.workloads
+    )
+    defaults[safe_knobs(problem, target)] = None  # last resort of the launch path: in every check
     for knobs in defaults:
         yield _case(problem, target, knobs, {})
     if options.knobs == "grid":

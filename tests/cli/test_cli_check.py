@@ -135,7 +135,7 @@ def test_spills_fail_default_knobs_only(run: Run, monkeypatch: pytest.MonkeyPatc
     obey(monkeypatch, rule("build", SPILLS, waves_per_eu=0, num_splits=1))
     failed = run(*GFX942)
     assert failed.exit_code == 1
-    assert " failed: 1 spills; " in failed.stdout.splitlines()[-1]
+    assert " failed: 2 spills; " in failed.stdout.splitlines()[-1]
 
 
 def test_identical_builds_name_the_row_that_speaks_for_them(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from test_decode import F8, H200, KNOBS, arguments, elements_of
+from test_decode import F8, H200, KNOBS, answered, arguments, elements_of
 from without_gpu import Cuda, load
 
 from patune.errors import InvalidValueError
@@ -98,7 +98,7 @@ class Bound:
         self.machine.install(patch)
         self.by_triton: list[list[KernelCall]] = []
         patch.setattr(decode, "_target_of", lambda index: H200)
-        patch.setattr(decode, "_looked_up", lambda *asked: KNOBS)
+        patch.setattr(decode, "_looked_up", lambda *asked: answered(KNOBS))
         patch.setattr(decode, "_device_index", lambda device: 0)
         patch.setattr(decode, "_launch", self.launch)
         patch.setattr(decode, "_decode_on_cpu", None)

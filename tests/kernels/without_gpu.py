@@ -133,6 +133,7 @@ class Cuda:
         patch.setattr(torch.cuda, "device", self.on_device)
         patch.setattr(workspace, "_own", workspace._Own())
         decode.forget_steps()
+        patch.setattr(decode, "_changed", False)
 
 
 def compile_by_jit(call: KernelCall) -> Any:

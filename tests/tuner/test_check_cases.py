@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from patune.errors import InvalidValueError
-from patune.kernels.defaults import default_knobs
+from patune.kernels.defaults import default_knobs, safe_knobs
 from patune.kernels.feasibility import is_feasible, unsupported
 from patune.kernels.space import CHOICES
 from patune.problem import Problem, Workload
@@ -28,7 +28,8 @@ def test_default_knobs_are_those_of_each_workload_once(arch: str) -> None:
     target = Target.named(arch)
     cases = select_cases(options(arch, workloads=(SMALL, LARGE, replace(LARGE, batch=256))))
     expected = [default_knobs(PROBLEM, workload, target) for workload in (SMALL, LARGE)]
-    assert expected[0] != expected[1]
+    expected.append(safe_knobs(PROBLEM, target))
+    assert len(set(expected)) == 3
     assert [case.knobs for case in cases] == expected
     assert all(case.default and not case.changed and not case.infeasible for case in cases)
 
@@ -38,8 +39,8 @@ def test_the_grid_moves_each_knob_alone_to_all_its_values(arch: str) -> None:
     target = Target.named(arch)
     base = default_knobs(PROBLEM, SMALL, target)
     cases = select_cases(options(arch, knobs="grid", workloads=(SMALL,)))
-    assert cases[0].knobs == base
-    moved = cases[1:]
+    assert [case.knobs for case in cases[:2]] == [base, safe_knobs(PROBLEM, target)]
+    moved = cases[2:]
     seen: dict[str, set[object]] = {name: {getattr(base, name)} for name in base.to_dict()}
     for case in moved:
         ((name, value),) = case.changed.items()
@@ -66,7 +67,8 @@ def test_the_grid_has_what_is_infeasible_with_its_reason() -> None:
 def test_moved_knobs_that_are_a_default_anyway_stay_one_default_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    base = default_knobs(PROBLEM, SMALL, Target.named("gfx942"))
+    target = Target.named("gfx942")
+    base = default_knobs(PROBLEM, SMALL, target)
     one_shot = replace(base, num_splits=1)
     monkeypatch.setattr(
         "patune.tuner.check_cases.default_knobs",
@@ -74,15 +76,16 @@ def test_moved_knobs_that_are_a_default_anyway_stay_one_default_row(
     )
     cases = select_cases(options("gfx942", knobs="grid"))
     assert [case.default for case in cases if case.knobs == one_shot] == [True]
-    assert [case.knobs for case in cases[:2]] == [base, one_shot]
+    assert [case.knobs for case in cases[:3]] == [base, one_shot, safe_knobs(PROBLEM, target)]
 
 
 def test_a_value_that_the_other_knobs_exclude_is_an_infeasible_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(CHOICES, "cdna_mfma", {"num_stages": (1, 9)})
-    base, moved = select_cases(options("gfx942", knobs="grid", workloads=(SMALL,)))
+    base, safe, moved = select_cases(options("gfx942", knobs="grid", workloads=(SMALL,)))
     assert base.default
+    assert safe.default
     assert (moved.knobs, moved.default, moved.changed) == (None, False, {"num_stages": 9})
     assert moved.infeasible.startswith("num_stages=9 is not allowed")
 
@@ -104,7 +107,8 @@ def test_rows_go_by_target_then_problem() -> None:
         workloads=(SMALL,),
     )
     seen = [(case.target.arch, case.problem.qg) for case in select_cases(both)]
-    assert seen == [("sm_90", 8), ("sm_90", 1), ("gfx950", 8), ("gfx950", 1)]
+    keys = [("sm_90", 8), ("sm_90", 1), ("gfx950", 8), ("gfx950", 1)]
+    assert seen == [key for key in keys for _ in range(2)], "a default and the safe knobs of each"
 
 
 @pytest.mark.parametrize(

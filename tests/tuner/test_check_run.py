@@ -179,8 +179,8 @@ def test_the_report_counts_and_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (document["schema"], document["knobs"], document["exit_code"]) == (1, "default", 0)
     gfx942, sm90 = document["targets"]
     assert gfx942["target"] == GFX942.to_dict()
-    assert gfx942["statuses"] == {"ok": 2}
-    assert gfx942["outcomes"] == {"passed": 2, "skipped": 0, "rejected": 0, "failed": 0}
+    assert gfx942["statuses"] == {"ok": 3}, "two defaults, and the safe knobs"
+    assert gfx942["outcomes"] == {"passed": 3, "skipped": 0, "rejected": 0, "failed": 0}
     assert sm90["statuses"] == {"static_ok": len(report.rows_of(SM90))}
     assert sm90["environment"]["compiler"].startswith("ptxas")
     assert len(sm90["environment"]["kernel_source_hash"]) == 64
@@ -212,7 +212,7 @@ def test_a_gfx942_problem_end_to_end() -> None:
         problems=(replace(PROBLEM, query_length=1),),
         workloads=(LARGE,),
     )
-    (chosen,) = select_cases(options)
+    chosen, _ = select_cases(options)
     assert chosen.knobs is not None
     smaller = replace(chosen.knobs, reduce_chunk=4)  # idle: there is one split
     idle = replace(chosen, knobs=smaller, changed={"reduce_chunk": 4})
