@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from patune import __version__, sweep_request
+from patune.cli_configs import gc, history, list_winners, lookup, show, why
 from patune.cli_options import (
     COMMAND_LINE,
     KNOB_SETS,
     LISTING_SCHEMA,
     db_option,
     filters,
-    given,
     jobs_option,
     json_option,
     many_keys,
-    one_key,
     pack_option,
     print_json,
     split_variant,
@@ -33,6 +32,7 @@ from patune.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, InvalidValueErr
 from patune.settings import database_place, hide_password
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from patune.settings import DatabasePlace
@@ -148,6 +148,17 @@ def _check(options: CheckOptions, jobs: int | None, as_json: bool) -> int:
 @main.command()
 @filters()
 @pack_option
+@click.option(
+    "--adopt",
+    is_flag=True,
+    help="Gate and time again the best that is stored for winners that need a second look, and store what wins.",
+)
+@click.option("--all", "every", is_flag=True, help="With --adopt: for every winner.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="With --adopt: print the winners that it would be for; write nothing.",
+)
 @jobs_option
 @db_option
 @json_option
@@ -157,6 +168,9 @@ def verify(
     /,
     target: str | None,
     pack: Path | None,
+    adopt: bool,
+    every: bool,
+    dry_run: bool,
     jobs: int | None,
     db: DatabasePlace | None,
     as_json: bool,
@@ -165,9 +179,24 @@ def verify(
     """Run the correctness gate again on stored winners.
 
     They are built and gated with what is here now: this Triton, this compiler, these kernels. gfx942 and gfx950 run in the ISA emulator,
-    sm_90 on any GPU of that architecture. Nothing is timed, nothing is written. Exits 1 when a winner no longer passes, 4 when none fails
-    but some could not be verified here.
+    sm_90 on any GPU of that architecture. Without --adopt nothing is timed and nothing is written. Exits 1 when a winner no longer passes,
+    4 when none fails but some could not be verified here.
+
+    With --adopt a winner that holds becomes current: it is fresh again. One that no longer passes is retired, and the best of the others
+    that are stored for its key takes its place.
     """
+    if adopt:
+        if pack is not None:
+            raise InvalidValueError(
+                f"--pack {pack} and --adopt contradict each other: a pack is not written to. Import it first, or leave one of them out."
+            )
+        place = database_place(db)
+        ctx.exit(
+            _adopt(place, ctx.meta[COMMAND_LINE], (every, dry_run, as_json), jobs, target, core)
+        )
+    for name, on in (("--all", every), ("--dry-run", dry_run)):
+        if on:
+            raise InvalidValueError(f"{name} goes with --adopt, which is not given.")
     from patune import verify_table
     from patune.tuner.verify import read_winners, verify_winners
 
@@ -181,67 +210,50 @@ def verify(
     ctx.exit(report.exit_code)
 
 
-@main.command("list")
-@filters()
-@db_option
-@json_option
-def list_winners(
-    target: str | None, db: DatabasePlace | None, as_json: bool, **core: int | None
-) -> None:
-    """Print the stored winners."""
-    from patune import terminal
+def _adopt(
+    place: DatabasePlace,
+    command: str,
+    how: tuple[bool, bool, bool],
+    jobs: int | None,
+    arch: str | None,
+    core: Mapping[str, int | None],
+) -> int:
+    """``--adopt``; ``how`` is --all, --dry-run and --json."""
+    from patune import adopt_view, progress
     from patune.configs.store import Store
+    from patune.second_look import Present
+    from patune.tuner.adopt import adopt, stored_answer, sweep_into
+    from patune.tuner.verify import device_for
 
-    with Store.open(database_place(db), create=False) as store:
-        winners = [winner.to_dict() for winner in store.winners(arch=target, **core)]
-        path = store.place
-    if as_json:
-        print_json({"schema": LISTING_SCHEMA, "winners": winners})
-    else:
-        terminal.print_winners(winners, path)
-
-
-@main.command()
-@one_key()
-@db_option
-@json_option
-def show(db: DatabasePlace | None, as_json: bool, **key: Any) -> None:
-    """Print one key: winner, spread, default, all trials, failures."""
-    from patune import terminal
-    from patune.configs.dispatcher import lookup as find
-    from patune.configs.store import Store
-    from patune.inspection import inspect_key
-
-    asked = find(**given(key))
-    with Store.open(database_place(db), create=False) as store:
-        record = inspect_key(
-            store, target=asked.target, problem=asked.problem, workload=asked.workload
+    every, dry_run, as_json = how
+    with Store.read(place) if dry_run else Store.open(place, create=False) as store:
+        winners = store.winners(arch=arch, **core)
+        present = Present()
+        looks = [present.look(w) for w in winners] if every else present.stale(winners)
+        device = device_for([look.winner for look in looks])
+        if dry_run:
+            if as_json:
+                print_json({"schema": LISTING_SCHEMA, "winners": [k.to_dict() for k in looks]})
+            else:
+                adopt_view.print_plan(looks, device, len(winners), place, every=every)
+            return EXIT_OK
+        report = adopt(
+            looks,
+            database=str(place),
+            device=device,
+            command=command,
+            sweep=sweep_into(store, progress.watch, jobs),
+            answer=stored_answer(place),
         )
-        path = store.place
     if as_json:
-        print_json(record)
+        print_json(report.to_dict())
     else:
-        terminal.print_key(record, path)
+        adopt_view.print_adoption(report, len(winners))
+    return report.exit_code
 
 
-@main.command()
-@one_key()
-@db_option
-@json_option
-def lookup(db: DatabasePlace | None, as_json: bool, **key: Any) -> None:
-    """Print the knobs that serving uses for one key.
-
-    Reads what a serving process would read: --db, else PATUNE_DB, else the user's database, and the shipped packs.
-    """
-    from patune import terminal
-    from patune.configs import dispatcher
-
-    dispatcher.reload(database_place(db))
-    answer = dispatcher.lookup(**given(key)).to_dict()
-    if as_json:
-        print_json(answer)
-    else:
-        terminal.print_answer(answer)
+for command in (list_winners, show, lookup, why, history, gc):
+    main.add_command(command)
 
 
 for command in PACK_COMMANDS:

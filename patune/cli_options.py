@@ -202,10 +202,13 @@ def many_keys(defaults: Mapping[str, str], *, sizes: bool = True) -> Decorator:
     return _stack([*(axis(name, text) for name, text in axes.items()), *_variant()])
 
 
-def one_key() -> Decorator:
-    """Options of one key: the core is required, the rest is left to the library when not given."""
+def one_key(*, short: bool = False) -> Decorator:
+    """Options of one key: the core is required, the rest is left to the library when not given.
+
+    With ``short`` the core may be given as :data:`patune.cli_keys.key_argument` has it.
+    """
     core = [
-        click.option(_flag(name), type=int, required=True, help=text)
+        click.option(_flag(name), type=int, required=not short, help=text)
         for name, text in CORE_AXES.items()
     ]
     rest = [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patune import missed_keys, sweep_request
+from patune.cli_keys import asked_key
 from patune.cli_options import (
     COMMAND_LINE,
     DEFAULT_EFFORT,
@@ -18,7 +19,6 @@ from patune.cli_options import (
     ROBUST,
     SAMPLERS,
     db_option,
-    given,
     json_option,
     many_keys,
     one_key,
@@ -32,6 +32,8 @@ from patune.errors import EXIT_OK, InvalidValueError
 from patune.settings import database_place
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from patune.settings import DatabasePlace
     from patune.tuner.sweep import SweepOptions
 
@@ -58,6 +60,11 @@ RECORDED = Path(__file__).parents[1] / "benchmarks" / "data"  # of a checkout; a
     "missed",
     is_flag=True,
     help="Keys that serving processes here asked for in vain (docs/cli.md).",
+)
+@click.option(
+    "--stale",
+    is_flag=True,
+    help="Keys of stored winners that need a second look in this environment; key options narrow them.",
 )
 @target_option
 @click.option(
@@ -101,6 +108,7 @@ def sweep(
     models: tuple[str, ...],
     misses: Path | None,
     missed: bool,
+    stale: bool,
     target: str | None,
     budget: float | None,
     dry_run: bool,
@@ -119,17 +127,20 @@ def sweep(
     axes, variant = split_variant(options)
     path = database_place(db)
     wanted = sweep_request.KeyRequest(axes=axes, variant=variant, models=models, misses=misses)
+    search = sweep_request.SearchRequest(**how, budget_s=budget, command=ctx.meta[COMMAND_LINE])
+    if stale and missed:
+        raise InvalidValueError(
+            "--stale and --misses contradict each other: each says its own keys. Leave one of them out."
+        )
+    if stale:
+        ctx.exit(_sweep_stale(wanted, search, target, path, (dry_run, as_json, quiet)))
     if missed:
         wanted, said = missed_keys.request_missed(wanted, path, target, take=not dry_run)
         if said and not quiet:
             click.echo(said, err=True)
         if not wanted.stored:
             ctx.exit(_nothing_missed(path, as_json))
-    request, note = sweep_request.request_sweep(
-        wanted,
-        sweep_request.SearchRequest(**how, budget_s=budget, command=ctx.meta[COMMAND_LINE]),
-        arch=target,
-    )
+    request, note = sweep_request.request_sweep(wanted, search, arch=target)
     found_schema(path)  # a file that is no config database is refused before any work
     if note and not quiet:
         click.echo(note, err=True)
@@ -153,13 +164,45 @@ def _nothing_missed(path: DatabasePlace, as_json: bool) -> int:
 SEARCH_OPTIONS = ("effort", "trials", "fresh", "robust", "seed", "sampler")
 
 
-def _plan(options: SweepOptions, path: DatabasePlace, as_json: bool) -> None:
+def _sweep_stale(
+    wanted: sweep_request.KeyRequest,
+    search: sweep_request.SearchRequest,
+    arch: str | None,
+    path: DatabasePlace,
+    shown: tuple[bool, bool, bool],
+) -> int:
+    """``--stale``: the keys come from the database; ``shown`` is --dry-run, --json and --quiet."""
+    from patune import adopt_view
+    from patune.stale_sweep import request_stale
+
+    dry_run, as_json, quiet = shown
+    found = request_stale(wanted, search, arch=arch, place=path, dry_run=dry_run)
+    if found.note and not quiet:
+        click.echo(found.note, err=True)
+    if not as_json and (dry_run or found.options is None):
+        adopt_view.print_stale(found, path)
+    if found.options is None:
+        if as_json:
+            print_json({**found.to_dict(), "database": str(path)})
+        return EXIT_OK
+    if dry_run:
+        _plan(found.options, path, as_json, stale=found.to_dict())
+        return EXIT_OK
+    return _run(found.options, path, as_json, quiet)
+
+
+def _plan(
+    options: SweepOptions,
+    path: DatabasePlace,
+    as_json: bool,
+    stale: Mapping[str, Any] | None = None,
+) -> None:
     from patune import sweep_view
     from patune.tuner.estimate import plan
 
     planned = plan(options, path).to_dict()
     if as_json:
-        print_json({**planned, "database": str(path)})
+        print_json({**(stale or {}), **planned, "database": str(path)})
     else:
         sweep_view.print_plan(planned, path)
 
@@ -206,10 +249,9 @@ def space(whole: bool, as_json: bool, **key: Any) -> None:
 
     Nothing is compiled. --json has the whole pool.
     """
-    from patune.configs.dispatcher import lookup as find
     from patune.kernels.space_report import space_report
 
-    asked = find(**given(key))
+    asked = asked_key(key)
     report = space_report(asked.problem, asked.workload, asked.target).to_dict()
     if as_json:
         print_json(report)
@@ -232,11 +274,10 @@ def export_study(
 
     JOURNAL is the file to write, an Optuna journal: optuna-dashboard JOURNAL opens it.
     """
-    from patune.configs.dispatcher import lookup as find
     from patune.configs.store import Store
     from patune.tuner import study_export
 
-    asked = find(**given(key))
+    asked = asked_key(key)
     with Store.open(database_place(db), create=False) as store:
         exported = study_export.export_study(
             store,

@@ -6,20 +6,28 @@ import importlib.metadata
 import importlib.resources
 import platform
 import shutil
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from patune.errors import DatabaseError
-from patune.settings import database_place
+from patune.second_look import Present, why_not_here
+from patune.settings import capture_folder, database_place
 from patune.target import ARCHS, Target, detect_target
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from patune.configs.winner import Winner
     from patune.settings import DatabasePlace, ServerUrl
 
 DOCTOR_SCHEMA = 1
 TRITON_WHEELS = ("triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu")  # all own `triton/`
 C_COMPILERS = ("cc", "gcc", "clang")  # Triton builds its kernel launchers with one of them
+SECOND_LOOKS, MISSES = "second looks", "misses"
+ADOPT_COMMAND, MISSES_COMMAND = "patune verify --adopt", "patune sweep --misses"
+SHOWN_CHANGES = 3
 State = Literal["ok", "note", "broken"]
 
 
@@ -140,41 +148,91 @@ def _check_gpu(here: Target | None) -> Finding:
     )
 
 
-def _exists(place: DatabasePlace) -> bool:
-    return place.exists() if isinstance(place, Path) else True
-
-
-def _check_database(path: DatabasePlace) -> Finding:
-    if not _exists(path):
-        return Finding(
-            name="database", state="note", detail=f"{path} (none yet; a sweep creates it)"
-        )
+def _check_database(place: DatabasePlace, here: Target | None) -> list[Finding]:
+    """What is stored, what of it needs a second look, and what was asked for in vain."""
     from patune.configs.readonly import SCHEMA, found_schema, older
-    from patune.configs.store import Store
 
     try:
-        schema = found_schema(path)
-        if schema == 0 and not isinstance(path, Path):
-            detail = f"{path} answers (no tables yet; a sweep creates them)"
-            return Finding(name="database", state="note", detail=detail)
-        if 0 < schema < SCHEMA:
-            return Finding(
-                name="database",
-                state="note",
-                detail=older(path, schema),
-                advice="lookups answer without it until then; a copy of how it was stays beside it",
-            )
-        with Store.open(path, create=False) as store:
-            winners = store.winners()
+        schema = found_schema(place)
+        if not schema:
+            detail = f"{place} (none yet; a sweep creates it)"
+            return [Finding(name="database", state="note", detail=detail)]
+        if schema < SCHEMA:
+            return [
+                Finding(
+                    name="database",
+                    state="note",
+                    detail=older(place, schema),
+                    advice="lookups answer without it until then; a copy of how it was stays beside it",
+                )
+            ]
+        return _look_into(place, here)
     except DatabaseError as error:
-        return Finding(
-            name="database",
-            state="broken",
-            detail=str(error),
-            advice="choose another file with PATUNE_DB or --db",
+        return [
+            Finding(
+                name="database",
+                state="broken",
+                detail=str(error),
+                advice="choose another file with PATUNE_DB or --db",
+            )
+        ]
+
+
+def _look_into(place: DatabasePlace, here: Target | None) -> list[Finding]:
+    from patune.configs.store import Store
+
+    with Store.read(place) as store:
+        winners, misses = store.winners(), store.misses()
+    found = [Finding(name="database", state="ok", detail=f"{place} ({len(winners)} winners)")]
+    if winners:
+        found.append(_check_second_looks(winners, here))
+    files = _capture_files(place)
+    if misses or files:
+        keys = {(miss.target, miss.problem, miss.workload) for miss in misses}
+        calls = sum(miss.calls for miss in misses)
+        found.append(
+            Finding(
+                name=MISSES,
+                state="note",
+                detail=f"{len(keys)} keys that nothing was tuned for ({calls} calls) are stored, {files} capture files wait to be taken in",
+                advice=f"run: {MISSES_COMMAND}",
+            )
         )
-    answers = "" if isinstance(path, Path) else "answers; "
-    return Finding(name="database", state="ok", detail=f"{path} ({answers}{len(winners)} winners)")
+    return found
+
+
+def _check_second_looks(winners: Sequence[Winner], here: Target | None) -> Finding:
+    """How many winners were stored in another environment than the one that is here, and for how many this machine can tell."""
+    looks = Present().stale(winners)
+    if not looks:
+        return Finding(name=SECOND_LOOKS, state="ok", detail="no stored winner needs one")
+    able = sum(not why_not_here(look.winner, here) for look in looks)
+    changes = Counter(f"{look.winner.target.arch}: {', '.join(look.texts)}" for look in looks)
+    causes = "; ".join(f"{count} of {text}" for text, count in changes.most_common(SHOWN_CHANGES))
+    detail = f"{len(looks)} of {len(winners)} stored winners need one; they are served ({causes})"
+    advice = f"run: {ADOPT_COMMAND}"
+    if able < len(looks):
+        advice += f" ({able} of them can have it on this machine)"
+    return Finding(name=SECOND_LOOKS, state="note", detail=detail, advice=advice)
+
+
+def _capture_files(place: DatabasePlace) -> int:
+    """Files that serving processes left, and no sweep has taken in."""
+    folder = capture_folder(place)
+    return len(list(folder.glob("*.json"))) if folder is not None and folder.is_dir() else 0
+
+
+def _fingerprint(place: DatabasePlace) -> Finding:
+    from patune.configs import dispatcher
+
+    dispatcher.suspend_capture()
+    dispatcher.reload(place)
+    return Finding(
+        name="fingerprint",
+        state="ok",
+        detail=dispatcher.fingerprint(),
+        advice="processes whose fingerprints are equal answer alike",
+    )
 
 
 def _target_rows(here: Target | None) -> tuple[dict[str, str | None], ...]:
@@ -207,15 +265,28 @@ def diagnose(db: str | Path | ServerUrl | None = None) -> Diagnosis:
     ]
     usable = all(finding.state != "broken" for finding in findings)
     here = detect_target() if usable else None
-    path = database_place(db)
-    database = _check_database(path)
-    findings += [_check_gpu(here), database]
+    place = database_place(db)
+    stored = _check_database(place, here)
+    findings += [_check_gpu(here), *stored]
+    if all(finding.state != "broken" for finding in findings):
+        findings.append(_fingerprint(place))
+    return Diagnosis(
+        findings=tuple(findings), targets=_target_rows(here), run_next=_run_next(findings)
+    )
+
+
+def _run_next(findings: Sequence[Finding]) -> str:
+    """What repairs, else what makes stored winners current, else what tunes, else what shows."""
     broken = next((finding for finding in findings if finding.state == "broken"), None)
     if broken is not None:
-        run_next = broken.advice
-    else:
-        run_next = "patune list" if _exists(path) else "patune sweep"
-    return Diagnosis(findings=tuple(findings), targets=_target_rows(here), run_next=run_next)
+        return broken.advice
+    named = {finding.name: finding for finding in findings}
+    looks = named.get(SECOND_LOOKS)
+    if looks is not None and looks.state == "note" and "(0 of them" not in looks.advice:
+        return ADOPT_COMMAND
+    if MISSES in named:
+        return MISSES_COMMAND
+    return "patune sweep" if "(none yet" in named["database"].detail else "patune list"
 
 
 def places(db: str | Path | ServerUrl | None = None) -> dict[str, str]:

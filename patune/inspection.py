@@ -8,6 +8,7 @@ from patune import wording
 from patune.configs.dispatcher import sweep_command
 from patune.errors import PatuneError
 from patune.kernels.knobs import knobs_to_dict
+from patune.second_look import Present
 
 if TYPE_CHECKING:
     from patune.configs.store import Store
@@ -28,13 +29,16 @@ def inspect_key(
     winner = store.winner(target=target, problem=problem, workload=workload)
     trials = store.trials(target=target, problem=problem, workload=workload)
     if winner is None and not trials:
-        raise _nothing_stored(store, target, problem, workload)
+        raise nothing_stored(store, target=target, problem=problem, workload=workload)
+    look = Present(quick=True).look(winner) if winner is not None else None
     return {
         "schema": INSPECTION_SCHEMA,
         "target": target.to_dict(),
         "problem": problem.to_dict(),
         "workload": workload.to_dict(),
         "winner": winner.to_dict() if winner is not None else None,
+        "staleness": look.state if look is not None else "none",
+        "changes": look.to_dict()["changes"] if look is not None else {},
         "trials": [
             {
                 "id": trial.id,
@@ -50,9 +54,10 @@ def inspect_key(
     }
 
 
-def _nothing_stored(
-    store: Store, target: Target, problem: Problem, workload: Workload
+def nothing_stored(
+    store: Store, *, target: Target, problem: Problem, workload: Workload
 ) -> PatuneError:
+    """What to raise for a key of which nothing is known: it names the sizes that are."""
     others = [
         wording.sizes_text(w.workload.to_dict())
         for w in store.winners(arch=target.arch)

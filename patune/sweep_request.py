@@ -12,6 +12,7 @@ from patune.errors import InvalidValueError, UnsupportedProblemError, reject
 from patune.misses import by_saving, read_misses
 from patune.models import DECIDED, model_keys, parse_models
 from patune.problem import Problem, Workload
+from patune.second_look import evidence_of
 from patune.target import ARCHS, Target, detect_target, require_device, resolve_target
 from patune.tuner.efforts import EFFORTS
 from patune.tuner.progress import Key
@@ -47,11 +48,6 @@ NO_GPU_NOTE = (
     "No usable GPU here, so {target} is compiled and emulated (evidence `emulated`: checked and ranked by counted work, "
     "not timed); choose gfx950 with --target gfx950, or run on a machine with an sm_90 GPU to measure it."
 )
-
-
-def evidence_of(target: Target) -> str:
-    """The kind of evidence that a sweep of this target yields: NVIDIA is measured, AMD emulated."""
-    return "measured" if target.vendor == "nvidia" else "emulated"
 
 
 def _axis(axes: Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
@@ -96,7 +92,12 @@ def workloads_of(axes: Mapping[str, Sequence[int]], evidence: str) -> tuple[Work
     )
 
 
-def _arch_of_environment() -> str | None:
+def arch_of_environment() -> str | None:
+    """PATUNE_TARGET, or None.
+
+    Raises:
+        InvalidValueError: it is no known architecture.
+    """
     arch = settings.target_arch()
     if arch is not None and arch not in ARCHS:
         raise reject("PATUNE_TARGET", arch, tuple(ARCHS))
@@ -259,7 +260,7 @@ def request_sweep(
     wanted.check()
     keys = wanted.keys("emulated")  # refuses bad values before anything slow is imported
     search.check(keys)
-    arch = arch or _arch_of_environment()
+    arch = arch or arch_of_environment()
     problems = tuple(dict.fromkeys(key.problem for key in keys))
     if arch is not None:
         check_supported(problems, Target.named(arch))  # before torch is imported

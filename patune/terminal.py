@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,8 @@ KEY_HEADINGS = {
 }
 PIPE_COLUMNS = 100  # pipes and files have no width: tables are laid out for this one
 SHOWN_REASON = 100  # characters of a failure's reason
+UNLIMITED_COLUMNS = 10_000
+INDENT = 4  # of what goes on in the next line
 
 
 def result_console(pipe_columns: int = PIPE_COLUMNS) -> Console:
@@ -32,22 +35,50 @@ def result_console(pipe_columns: int = PIPE_COLUMNS) -> Console:
     return console if console.is_terminal else Console(highlight=False, width=pipe_columns)
 
 
-def make_table(headings: Mapping[str, str]) -> Table:
-    """A table without lines; ``headings`` maps each to its alignment."""
+def make_table(headings: Mapping[str, str], *, whole: Sequence[str] = ()) -> Table:
+    """A table without lines; ``headings`` maps each to its alignment. Columns in ``whole`` never break a cell."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading, alignment in headings.items():
         table.add_column(
-            heading, justify="right" if alignment == "right" else "left", overflow="fold"
+            heading,
+            justify="right" if alignment == "right" else "left",
+            overflow="fold",
+            no_wrap=heading in whole,
         )
     return table
 
 
-def _grid(columns: int) -> Table:
+def fits(console: Console, table: Table) -> bool:
+    """Whether no cell of a table has to break."""
+    options = console.options.update(max_width=UNLIMITED_COLUMNS)
+    return Measurement.get(console, options, table).maximum <= console.width
+
+
+def make_grid(columns: int) -> Table:
     """Names and values side by side; what is too long goes on in the next line."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(columns):
         grid.add_column(overflow="fold")
     return grid
+
+
+def print_lines(console: Console, text: str, *, style: str = "", indent: int = 0) -> None:
+    """Text in lines that break between words, without blanks at their ends."""
+    for line in Text(text).wrap(console, console.width - indent):
+        console.print(Text(" " * indent + line.plain.rstrip(), style=style))
+
+
+def print_parts(console: Console, parts: Sequence[str], *, style: str = "") -> None:
+    """Parts with commas between them; a line ends between two parts, never inside one that fits."""
+    first, *rest = [*(f"{part}," for part in parts[:-1]), parts[-1]]
+    lines = [first]
+    for piece in rest:
+        if len(lines[-1]) + 1 + len(piece) > console.width:
+            lines.append(" " * INDENT + piece)
+        else:
+            lines[-1] += f" {piece}"
+    for line in lines:
+        console.print(Text(line, style=style))
 
 
 def key_cells(problem: Mapping[str, Any], workload: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -103,37 +134,6 @@ def print_tables(console: Console, winners: Sequence[Mapping[str, Any]]) -> None
             console.print(Text(legend[evidence], style="dim"), soft_wrap=True)
 
 
-def print_winners(winners: Sequence[Mapping[str, Any]], path: DatabasePlace) -> None:
-    """``patune list``."""
-    console = result_console()
-    print_tables(console, winners)
-    if not winners:
-        console.print("no such winners are stored")
-    console.print(f"database: {path}", soft_wrap=True)
-
-
-def print_answer(answer: Mapping[str, Any]) -> None:
-    """``patune lookup``: the knobs and where they come from."""
-    console = result_console()
-    key = answer["key"]
-    console.print(
-        f"{wording.target_text(key['target'])}: {wording.key_text(key['problem'], key['workload'])}",
-        soft_wrap=True,
-    )
-    grid = _grid(2)
-    for name, value in answer["knobs"].items():
-        grid.add_row(name, str(value))
-    console.print(grid)
-    console.print(Text(f"source: {answer['source']}, evidence: {answer['evidence']}", style="bold"))
-    stored = answer["stored_workload"]
-    if stored is not None and stored != key["workload"]:
-        console.print(f"tuned for: {wording.sizes_text(stored)}")
-    if answer["source"] == "default":
-        console.print(
-            "nothing is stored for this key: `patune sweep` with the same options tunes it"
-        )
-
-
 def print_key(record: Mapping[str, Any], path: DatabasePlace) -> None:
     """``patune show``: all that is stored about one key."""
     console = result_console()
@@ -146,7 +146,7 @@ def print_key(record: Mapping[str, Any], path: DatabasePlace) -> None:
     if winner is None:
         console.print(Text("no winner: nothing passed the gate", style="yellow"))
     else:
-        _print_winner(console, winner)
+        _print_winner(console, record)
     trials = make_table(
         {"#": "right", "knobs": "left", "from": "left", "status": "left", "score or reason": "left"}
     )
@@ -172,7 +172,8 @@ def print_key(record: Mapping[str, Any], path: DatabasePlace) -> None:
     console.print(f"database: {path}", soft_wrap=True)
 
 
-def _print_winner(console: Console, winner: Mapping[str, Any]) -> None:
+def _print_winner(console: Console, record: Mapping[str, Any]) -> None:
+    winner = record["winner"]
     rows = {
         "winner": wording.knobs_text(winner["knobs"]),
         "score": wording.full_score(winner),
@@ -181,9 +182,10 @@ def _print_winner(console: Console, winner: Mapping[str, Any]) -> None:
         "gate": f"{winner['gate_cases']} cases passed, worst relative RMS error {winner['error_rms']:.2g}",
         "chosen from": f"{winner['trials']} trials, {winner['created']}",
         "environment": wording.environment_text(winner["environment"]),
+        "holds": wording.holds_text(record["staleness"], record["changes"]),
         "imported from": winner["imported_from"],
     }
-    grid = _grid(2)
+    grid = make_grid(2)
     for name, value in rows.items():
         if value is not None:
             grid.add_row(name, Text(value))
@@ -193,7 +195,7 @@ def _print_winner(console: Console, winner: Mapping[str, Any]) -> None:
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """``patune doctor``: findings, targets, and the next command."""
     console = result_console()
-    grid = _grid(3)
+    grid = make_grid(3)
     for finding in diagnosis.findings:
         detail = Text(finding.detail)
         if finding.advice:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from patune import wording
-from patune.terminal import KEY_HEADINGS, key_cells, make_table, result_console
+from patune.terminal import (
+    INDENT,
+    KEY_HEADINGS,
+    key_cells,
+    make_table,
+    print_lines,
+    print_parts,
+    result_console,
+)
 from patune.tuner.verify_rows import EMULATOR
 
 if TYPE_CHECKING:
@@ -21,12 +30,7 @@ if TYPE_CHECKING:
     from patune.tuner.verify_rows import VerifiedWinner, VerifyReport
 
 OUTCOME_STYLES = {"passed": "green", "failed": "bold red", "not_verified": "yellow"}
-INDENT = 4
 LEGEND = "cases: of the gate, passed; error: worst relative RMS error of an output row that it saw"
-FRESH_NOTE = (
-    "Where the environment is the same, a sweep of this database would count the stored trial and keep the winner: the command "
-    "names a new database, whose winners `patune export` and `patune import` bring here."
-)
 
 
 @contextlib.contextmanager
@@ -59,13 +63,14 @@ def print_verification(report: VerifyReport) -> None:
     if report.winners:
         console.print(Text(LEGEND, style="dim"))
         for evidence in dict.fromkeys(w.winner.evidence for w in report.winners):
-            _print_parts(console, wording.KNOBS_LEGEND[evidence].split(", "), style="dim")
+            print_parts(console, wording.KNOBS_LEGEND[evidence].split(", "), style="dim")
         for arch, environment in report.environments.items():
             parts = wording.environment_text(environment.to_dict()).split(", ")
-            _print_parts(console, [f"{arch} now: {parts[0]}", *parts[1:]], style="dim")
+            print_parts(console, [f"{arch} now: {parts[0]}", *parts[1:]], style="dim")
         console.print()
     _print_failed(console, report)
     _print_not_verified(console, report)
+    _print_stale(console, report)
     console.print(Text(f"{report.source.kind}: {report.source.path}"), soft_wrap=True)
     if not report.winners:
         what = "are stored" if report.source.kind == "database" else "are in the pack"
@@ -87,7 +92,7 @@ def _print_groups(console: Console, winners: Sequence[VerifiedWinner]) -> None:
     for (target, title, place, *changes), members in groups.items():
         console.print(Text.assemble((target, "bold"), f", {title}"))
         first, *rest = changes or ["same as stored"]
-        _print_parts(console, [f"{place}; environment: {first}", *rest])
+        print_parts(console, [f"{place}; environment: {first}", *rest])
         console.print(_table_of(members))
         console.print()
 
@@ -135,16 +140,14 @@ def _print_failed(console: Console, report: VerifyReport) -> None:
     """Key, knobs with the reason, and the command that tunes the key anew: one copied line, however long."""
     failed = report.of("failed")
     for verified in failed:
-        _print_lines(console, f"no longer passes: {_name(verified)}", style="bold red")
+        print_lines(console, f"no longer passes: {_name(verified)}", style="bold red")
         knobs = wording.knobs_text(verified.winner.knobs.to_dict())
-        _print_lines(
+        print_lines(
             console, f"{knobs}: {verified.status}: {verified.reason}", style="red", indent=INDENT
         )
         where = "" if verified.tunable_here else f", on {verified.winner.target.device_name}"
         command = verified.next_command(report.source)
         console.print(Text(f"{' ' * INDENT}next{where}: {command}"), soft_wrap=True)
-    if any(verified.outlives_a_sweep(report.source) for verified in failed):
-        _print_lines(console, FRESH_NOTE, style="dim")
     if failed:
         console.print()
 
@@ -159,10 +162,19 @@ def _print_not_verified(console: Console, report: VerifyReport) -> None:
         console.print(Text(text, style="yellow"))
     for verified in unknown:
         if verified.status != "no_device":
-            _print_lines(console, f"not verified: {_name(verified)}", style="yellow")
-            _print_lines(console, verified.reason, style="yellow", indent=INDENT)
+            print_lines(console, f"not verified: {_name(verified)}", style="yellow")
+            print_lines(console, verified.reason, style="yellow", indent=INDENT)
     if unknown:
         console.print()
+
+
+def _print_stale(console: Console, report: VerifyReport) -> None:
+    """How many passed under another environment than their own: they are not timed in this one yet."""
+    count = sum(verified.stale for verified in report.of("passed"))
+    if count and report.source.kind == "database":
+        command = shlex.join(["patune", "verify", "--adopt", *report.source.option])
+        text = f"{count} of those that pass were stored in another environment; to time them in this one, run: {command}"
+        console.print(Text(text, style="yellow"), soft_wrap=True)
 
 
 def _totals(report: VerifyReport) -> Text:
@@ -175,22 +187,3 @@ def _totals(report: VerifyReport) -> Text:
     )
     took = wording.duration_text(report.seconds)
     return Text(f"{text}; {took}", style=OUTCOME_STYLES[worst] if report.winners else "yellow")
-
-
-def _print_lines(console: Console, text: str, *, style: str, indent: int = 0) -> None:
-    """Text in lines that break between words, without blanks at their ends."""
-    for line in Text(text).wrap(console, console.width - indent):
-        console.print(Text(" " * indent + line.plain.rstrip(), style=style))
-
-
-def _print_parts(console: Console, parts: Sequence[str], *, style: str = "") -> None:
-    """Parts with commas between them; a line ends between two parts, never inside one that fits."""
-    first, *rest = [*(f"{part}," for part in parts[:-1]), parts[-1]]
-    lines = [first]
-    for piece in rest:
-        if len(lines[-1]) + 1 + len(piece) > console.width:
-            lines.append(" " * INDENT + piece)
-        else:
-            lines[-1] += f" {piece}"
-    for line in lines:
-        console.print(Text(line, style=style))

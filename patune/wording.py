@@ -25,6 +25,7 @@ PLAIN_VARIANT: dict[str, object] = {  # fields of a key that go unsaid when they
     "softcap": False,
     "fp8_math": False,
 }
+STATE_NAMES = {"fresh": "fresh", "reverify": "re-verify"}
 CHANGE_NAMES = {  # a compiler's version begins with its name
     "kernel_source_hash": "source",
     "device_name": "device",
@@ -63,6 +64,12 @@ def sizes_text(workload: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={workload[name]}" for name in ("batch", "kv_heads", "context"))
 
 
+def short_key(problem: Mapping[str, Any], workload: Mapping[str, Any]) -> str:
+    """``1024/128/8/128x8/4096``, as commands take it; the variant goes unsaid."""
+    core = "/".join(str(problem[name]) for name in ("block_size", "head_dim", "qg"))
+    return f"{core}/{workload['batch']}x{workload['kv_heads']}/{workload['context']}"
+
+
 def key_text(problem: Mapping[str, Any], workload: Mapping[str, Any]) -> str:
     """One line for one key."""
     return f"{problem_text(problem)} {sizes_text(workload)}"
@@ -94,6 +101,12 @@ def change_texts(changes: Mapping[str, tuple[object, object]]) -> list[str]:
         title = CHANGE_NAMES.get(name, name.replace("_", " "))
         texts.append(f"{title} {stored} -> {present}".lstrip())
     return texts
+
+
+def holds_text(state: str, changes: Mapping[str, Mapping[str, object]]) -> str:
+    """``re-verify: triton 3.6.0 -> 3.9.0``, ``fresh: nothing has changed since``."""
+    texts = change_texts({name: (one["stored"], one["present"]) for name, one in changes.items()})
+    return f"{STATE_NAMES[state]}: {', '.join(texts) or 'nothing has changed since'}"
 
 
 def knobs_text(knobs: Mapping[str, Any]) -> str:
@@ -207,6 +220,13 @@ def spread_rows(evidence: Mapping[str, Any]) -> dict[str, str]:
     return {"counted work": text}
 
 
+def interval_text(timing: Mapping[str, Any] | None) -> str | None:
+    """The 95 % interval of a median; None where there is none."""
+    if timing is None or timing["low_us"] is None or timing["high_us"] is None:
+        return None
+    return f"median {timing['low_us']:.2f} to {timing['high_us']:.2f} us with 95 % confidence"
+
+
 def default_text(winner: Mapping[str, Any]) -> str:
     """How the default knobs did beside the winner."""
     if winner["default_knobs"] is None:
@@ -224,6 +244,16 @@ def shorten(text: str, limit: int) -> str:
     """One line of at most ``limit`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def bytes_text(count: int) -> str:
+    """``512 B``, ``3.4 MB``."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def duration_text(seconds: float) -> str:

@@ -26,6 +26,11 @@ FORBIDDEN = {  # layer -> what it must not import
         "patune.cli_packs",
         "patune.pack_view",
         "patune.sweep_view",
+        "patune.cli_configs",
+        "patune.cli_keys",
+        "patune.adopt_view",
+        "patune.config_view",
+        "patune.why_view",
         "patune.simulate_view",
     ),
 }
@@ -40,6 +45,11 @@ ON_TOP = (
     "patune.cli_packs",
     "patune.pack_view",
     "patune.sweep_view",
+    "patune.cli_configs",
+    "patune.cli_keys",
+    "patune.adopt_view",
+    "patune.config_view",
+    "patune.why_view",
     "patune.simulate_view",
     "patune.__main__",
 )

@@ -157,6 +157,8 @@ class AheadBuilds:
     def _discard(self, problem: Problem, rejection: Rejection) -> None:
         for knobs in rejection.knobs:
             for state in self._states[problem]:
+                if knobs == state.incumbent:
+                    state.incumbent_build = rejection.result
                 # a default is measured even where another key's default is the same code
                 if rejection.result.status != "duplicate" or knobs != state.space.default:
                     state.search.discard(knobs)

@@ -6,22 +6,27 @@ import dataclasses
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from patune.trial import Timing
+from patune.trial import EVIDENCE_RANK, Timing
 from patune.tuner.finals import choose_finalists, choose_winner, decide
-from patune.tuner.key_state import FINAL_SOURCE
+from patune.tuner.key_state import FINAL_SOURCE, fails
 from patune.tuner.progress import KeyEnded, KeyReport
+from patune.tuner.search import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from patune.configs.store import Store
+    from patune.configs.winner import Winner
     from patune.kernels.knobs import Knobs
+    from patune.target import Target
+    from patune.trial import TrialResult
     from patune.tuner.finals import Decision
-    from patune.tuner.key_state import KeyState
+    from patune.tuner.key_state import Ended, KeyState
     from patune.tuner.progress import SweepEvent
     from patune.tuner.recorder import Recorder
 
 BRIEF_FINALISTS = 2  # besides the default and the incumbent, when the budget is used up
+UNTRIED = "the standing winner stays: the search ended before it was tried in this environment"
 
 
 class Ending:
@@ -38,9 +43,11 @@ class Ending:
         recorder: Recorder,
         notify: Callable[[SweepEvent], None],
         finalists: int,
+        target: Target,
+        evidence: str,
     ) -> None:
         self._store, self._recorder, self._notify = store, recorder, notify
-        self._finalists = finalists
+        self._finalists, self._target, self._evidence = finalists, target, evidence
         self.reports: dict[KeyState, KeyReport] = {}
 
     def finalists(self, state: KeyState, *, brief: bool) -> tuple[Knobs, ...]:
@@ -68,16 +75,23 @@ class Ending:
 
     def _end(self, state: KeyState, knobs: Knobs | None, decision: Decision | None) -> None:
         speedup = decision.speedup if decision else None
+        reason = decision.reason if decision else ""
         state.ended, state.ending = True, False
         ended = state.trials | state.timed
         default = ended.get(state.space.default) or state.default
-        winner = None
-        if knobs is not None:
-            winner = self._store.promote(
-                ended[knobs].trial_id,
-                default_trial_id=default.trial_id if default else None,
-                speedup=speedup,
-            )
+        verdict = state.incumbent_result
+        winner, retired = None, ""
+        if state.incumbent is not None and verdict is None:
+            winner, reason, speedup = *self._untried(state, ended), None
+        else:
+            if verdict is not None and fails(verdict):
+                retired = self._retire(state, verdict)
+            if knobs is not None:
+                winner = self._store.promote(
+                    ended[knobs].trial_id,
+                    default_trial_id=default.trial_id if default else None,
+                    speedup=speedup,
+                )
         every = [*state.trials.values(), *state.rejected.values()]
         failures = Counter(e.result.status for e in every if not e.result.ok)
         report = KeyReport(
@@ -89,7 +103,36 @@ class Ending:
             failures=dict(sorted(failures.items())),
             speedup=speedup,
             stopped=state.stopped,
-            decision=decision.reason if decision else "",
+            decision=reason,
+            incumbent=verdict,
+            retired=retired,
         )
         self.reports[state] = report
         self._notify(KeyEnded(report=report))
+
+    def _standing(self, state: KeyState) -> Winner | None:
+        """What is served for the key at this moment."""
+        key = state.key
+        return self._store.winner(target=self._target, problem=key.problem, workload=key.workload)
+
+    def _untried(self, state: KeyState, ended: Mapping[Knobs, Ended]) -> tuple[Winner | None, str]:
+        """An end before the standing winner was tried here: it stays. The default alone is no reason to drop it."""
+        return (self._standing(state), UNTRIED) if ended else (None, "")
+
+    def _retire(self, state: KeyState, verdict: TrialResult) -> str:
+        """The standing winner failed here: it is not served any more, unless better evidence or another process says otherwise."""
+        standing = self._standing(state)
+        if (
+            standing is None
+            or canonical(standing.knobs) != state.incumbent
+            or EVIDENCE_RANK[standing.evidence] > EVIDENCE_RANK[self._evidence]
+        ):
+            return ""
+        reason = f"{verdict.status}: {verdict.reason}" if verdict.reason else verdict.status
+        self._store.retire(
+            target=self._target,
+            problem=state.key.problem,
+            workload=state.key.workload,
+            reason=reason,
+        )
+        return reason

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from patune.trial import TrialResult
 from patune.tuner.precheck import build_of
 from patune.tuner.progress import PRECHECK_SOURCE, UNTRIED_SOURCES
-from patune.tuner.search import KeySearch, SearchSpace
+from patune.tuner.search import KeySearch, SearchSpace, canonical
 from patune.tuner.tasks import ran_out_of_memory
 
 if TYPE_CHECKING:
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from patune.tuner.progress import Key
 
 FINAL_SOURCE = "final"  # a finalist's second measurement
-FOREIGN_SOURCES = (FINAL_SOURCE, "pack", "robust")  # not trials of a search
+FOREIGN_SOURCES = (
+    FINAL_SOURCE,
+    "pack",
+    "robust",
+)  # not trials of a search; what an import took in is `pack`
+# What proves that knobs must not be served: a time limit, a full device or an unknown error do not.
+FAILING = (
+    *("infeasible", "compile_error", "out_of_resources", "spills", "wrong", "nonfinite", "flaky"),
+    *("launch_error", "illegal_access", "crash"),
+)
 # Verdicts on the build or the gate, which know nothing of the workload: other keys of the problem need not repeat them.
 SETTLED = (
     *("compile_error", "compile_timeout", "out_of_resources", "spills"),
@@ -64,10 +73,11 @@ class KeyState:
 
     Attributes:
         space: without what is blocked.
-        incumbent: knobs of the standing winner.
+        incumbent: knobs of the standing winner, as the search spells them.
         trials: that count, by knobs, the latest of each.
         rejected: what the precheck or another key's verdict ended before a trial, as far as it is recorded for this key.
         broken: builds that earlier runs rejected.
+        incumbent_build: why the build of the incumbent was rejected, where the record of it is with another key.
         builds: knobs that made a build first, by (digest, splits): what else runs the same machine code on the same grid is a duplicate.
         timed: finalists, as they were timed in turns.
         opened: its first trial, the default, was asked for.
@@ -87,6 +97,7 @@ class KeyState:
     trials: dict[Knobs, Ended]
     rejected: dict[Knobs, Ended] = field(default_factory=dict)
     broken: dict[Knobs, TrialResult] = field(default_factory=dict)
+    incumbent_build: TrialResult | None = None
     builds: dict[tuple[str, int], Knobs] = field(default_factory=dict)
     timed: dict[Knobs, Ended] = field(default_factory=dict)
     opened: bool = False
@@ -123,6 +134,18 @@ class KeyState:
     def default_score(self) -> float | None:
         """Of the default, when it passed."""
         return self.default.result.score if self.default else None
+
+    @property
+    def incumbent_result(self) -> TrialResult | None:
+        """What became of the standing winner's knobs in this environment; None when they were not tried, and where there are none."""
+        if self.incumbent is None:
+            return None
+        ended = self.trials.get(self.incumbent) or self.rejected.get(self.incumbent)
+        if ended is not None:
+            return ended.result
+        if reason := self.space.feasible(self.incumbent):
+            return TrialResult(status="infeasible", reason=reason)
+        return self.incumbent_build or self.broken.get(build_of(self.incumbent))
 
     def ask_limit(self) -> int:
         """Trials that it will have when nothing stops it early."""
@@ -200,11 +223,16 @@ def open_key(
         pool = [knobs for knobs in wanted if space.feasible(knobs) is None]
         space = dataclasses.replace(space, pool=pool)
     trials, rejected, broken = _sorted_out(stored)
+    incumbent = next((canonical(knobs) for source, knobs in seeds if source == "incumbent"), None)
+    limit = plan.limit
+    if incumbent is not None and incumbent not in trials | rejected:
+        # it has its trial, however many others there are: else nobody knows whether it still holds
+        limit = max(limit, len({*trials, space.default, incumbent}))
     search = KeySearch(
         space,
         sampler=plan.sampler,
         seed=seed,
-        limit=plan.limit,
+        limit=limit,
         patience=plan.patience,
         whole_pool=plan.whole_pool,
         seeds=seeds,
@@ -216,7 +244,7 @@ def open_key(
         key=key,
         space=space,
         search=search,
-        incumbent=next((knobs for source, knobs in seeds if source == "incumbent"), None),
+        incumbent=incumbent,
         trials=trials,
         rejected=rejected,
         broken=broken,
@@ -233,18 +261,25 @@ def open_key(
 def _sorted_out(
     stored: Iterable[StoredTrial],
 ) -> tuple[dict[Knobs, Ended], dict[Knobs, Ended], dict[Knobs, TrialResult]]:
-    """Trials that count, knobs that were rejected without one, and the builds that this was for."""
+    """Trials that count, knobs that were rejected without one, and the builds that this was for; the newest record speaks for its knobs."""
     trials: dict[Knobs, Ended] = {}
     rejected: dict[Knobs, Ended] = {}
     broken: dict[Knobs, TrialResult] = {}
     for trial in stored:
         if trial.source in FOREIGN_SOURCES:
             continue
+        for known in (trials, rejected):
+            known.pop(trial.knobs, None)
         ended = Ended(trial_id=trial.id, result=trial.result)
         (rejected if trial.source in UNTRIED_SOURCES else trials)[trial.knobs] = ended
         if trial.source == PRECHECK_SOURCE and trial.result.status != "duplicate":
             broken[build_of(trial.knobs)] = trial.result
     return trials, rejected, broken
+
+
+def fails(result: TrialResult) -> bool:
+    """Whether a result proves that its knobs must not be served."""
+    return result.status in FAILING and not ran_out_of_memory(result)
 
 
 def without(space: SearchSpace, blocked: Mapping[Knobs, TrialResult]) -> SearchSpace:

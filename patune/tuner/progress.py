@@ -49,6 +49,8 @@ class KeyReport:
         speedup: default's time over the winner's, measured in turns; None without such a measurement.
         stopped: why the search ended: ``trials``, ``patience``, ``pool``, ``budget``, ``interrupt`` or ``device``.
         decision: why the winner won, for people; empty without finals.
+        incumbent: what became of the knobs that were served before; None when they were not tried, and where there were none.
+        retired: why those are not served any more, where they failed; else empty.
     """
 
     key: Key
@@ -60,6 +62,8 @@ class KeyReport:
     speedup: Speedup | None = None
     stopped: str = ""
     decision: str = ""
+    incumbent: TrialResult | None = None
+    retired: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
@@ -81,6 +85,7 @@ class KeyReport:
             "speedup": self.speedup.to_dict() if self.speedup else None,
             "stopped": self.stopped,
             "decision": self.decision,
+            "retired": self.retired,
         }
 
 

@@ -65,7 +65,7 @@ class Suggestion:
 
     Attributes:
         number: of the study's trial.
-        source: ``default``, one of the seeds' (``incumbent``, ``pack``, ``neighbour``), or the sampler's name.
+        source: ``default``, one of the seeds' (``incumbent``, ``candidate``, ``neighbour``), or the sampler's name.
         infeasible: why they cannot work (only tpe, gp and random leave the pool), or empty.
     """
 

@@ -41,7 +41,7 @@ def seeds_for(
     seeds = [("incumbent", incumbent)] if incumbent is not None else []
     taken = {knobs for _, knobs in seeds}
     fresh = [knobs for knobs in dict.fromkeys(candidates) if knobs not in taken][:packed]
-    seeds += [("pack", knobs) for knobs in fresh]
+    seeds += [("candidate", knobs) for knobs in fresh]
     taken.update(fresh)
     near = sorted((d, i) for i, w in enumerate(winners) if (d := distance(key, w)) is not None)
     nearby = dict.fromkeys(winners[i].knobs for _, i in near)

@@ -62,7 +62,14 @@ def run_sweep(
         run_id=run_id,
         notify=notify,
     )
-    ending = Ending(store=store, recorder=recorder, notify=notify, finalists=plan.finalists)
+    ending = Ending(
+        store=store,
+        recorder=recorder,
+        notify=notify,
+        finalists=plan.finalists,
+        target=options.target,
+        evidence=workbench.evidence,
+    )
     coordinator = Coordinator(
         states,
         target=options.target,

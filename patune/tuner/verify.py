@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from patune.errors import InvalidValueError
+from patune.second_look import Present
 from patune.settings import database_place
 from patune.target import Target, detect_target
 from patune.tuner.check_cases import CheckCase
@@ -93,7 +94,7 @@ def verify_winners(
     from patune.environment import current_environment
 
     started = time.monotonic()
-    device = _device_for(winners)
+    device = device_for(winners)
     candidates = [_Candidate.of(winner, device) for winner in winners]
     cases = {c.gate: _case(c.gate) for c in candidates if c.gate is not None}
     rows: list[CheckRow] = []
@@ -167,10 +168,11 @@ class _Candidate:
             changes = {n: (stored[n], present[n]) for n in stored if stored[n] != present[n]}
         changes |= winner.environment.changes_to(environments[winner.target.arch])
         verdict = verdicts[gate] if gate is not None else self.settled or {}
-        return VerifiedWinner(winner=winner, place=place, changes=changes, **verdict)
+        stale = Present(environments).look(winner).state == "reverify"
+        return VerifiedWinner(winner=winner, place=place, changes=changes, stale=stale, **verdict)
 
 
-def _device_for(winners: Sequence[Winner]) -> Target | None:
+def device_for(winners: Sequence[Winner]) -> Target | None:
     """The GPU that winners can be gated on; torch is imported only where one of them wants it."""
     if all(winner.target.vendor == "amd" for winner in winners):
         return None

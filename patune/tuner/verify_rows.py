@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from patune import settings
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 VERIFY_SCHEMA = 1
 EMULATOR = "emulator"
-FRESH_SUFFIX = ".fresh.db"
+CORE = ("block_size", "head_dim", "qg")
 
 Outcome = Literal["passed", "failed", "not_verified"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
@@ -46,6 +46,11 @@ class Source:
     path: DatabasePlace
     kind: Literal["database", "pack"]
 
+    @property
+    def option(self) -> list[str]:
+        """What a command needs to find a database that is not the usual one."""
+        return [] if self.path == settings.absolute_place() else ["--db", str(self.path)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedWinner:
@@ -54,6 +59,7 @@ class VerifiedWinner:
     Attributes:
         place: what its gate runs for here: its own target, in the emulator, or the GPU that is here; None without one.
         changes: what the GPU and the environment differ in: the stored value, and the present one.
+        stale: it needs a second look: some change may have made it slow or wrong.
         status: one of ``WINNER_STATUSES``.
         reason: one line; empty when the winner passed.
         gate_cases: correctness cases passed now.
@@ -63,6 +69,7 @@ class VerifiedWinner:
     winner: Winner
     place: Target | None
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    stale: bool = False
     status: str
     reason: str = ""
     gate_cases: int = 0
@@ -90,25 +97,21 @@ class VerifiedWinner:
         """``passed``, ``failed`` or ``not_verified``."""
         return outcome_of(self.status)
 
-    def outlives_a_sweep(self, source: Source) -> bool:
-        """Whether a sweep into ``source`` would keep the winner: its trial counts as long as the environment is the same."""
-        tuned_here = source.kind == "database" and self.winner.imported_from is None
-        return tuned_here and not self.changes
-
     def next_command(self, source: Source) -> str | None:
-        """What tunes the key anew; None when the winner did not fail."""
+        """What decides who serves the key; None when the winner did not fail. A pack's winners are tuned anew."""
         if self.outcome != "failed":
             return None
         winner = self.winner
-        command = sweep_command(winner.problem, winner.workload, winner.target)
-        if self.outlives_a_sweep(source):
-            file = source.path if isinstance(source.path, Path) else Path(settings.DB_FILE)
-            path: DatabasePlace = file.with_suffix(FRESH_SUFFIX)
-        elif source.kind == "pack" or source.path == settings.absolute_place():
-            return command
-        else:
-            path = source.path
-        return f"{command} --db {shlex.quote(str(path))}"
+        if source.kind == "pack":
+            return sweep_command(winner.problem, winner.workload, winner.target)
+        every = [] if self.stale else ["--all"]
+        return shlex.join(["patune", "verify", "--adopt", *every, *self._filters(), *source.option])
+
+    def _filters(self) -> list[str]:
+        """The options that narrow `patune verify` to the winner's core and architecture."""
+        core = {name: getattr(self.winner.problem, name) for name in CORE}
+        words = [("--" + name.replace("_", "-"), str(value)) for name, value in core.items()]
+        return [*itertools.chain(*words), "--target", self.winner.target.arch]
 
     def to_dict(self, source: Source) -> dict[str, Any]:
         """JSON types only."""
@@ -125,6 +128,7 @@ class VerifiedWinner:
             "reason": self.reason,
             "gate_cases": self.gate_cases,
             "error_rms": self.error_rms,
+            "stale": self.stale,
             "changes": {
                 name: {"stored": stored, "present": present}
                 for name, (stored, present) in self.changes.items()

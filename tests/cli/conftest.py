@@ -33,6 +33,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (
         "patune.target",
         "patune.sweep_request",
+        "patune.stale_sweep",
         "patune.doctor",
         "patune.tuner.verify",
     ):

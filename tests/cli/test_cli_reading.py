@@ -124,6 +124,8 @@ def test_show_of_an_unknown_key_names_the_stored_sizes(run: Run, swept: Path) ->
 def test_lookup_says_where_the_knobs_come_from(run: Run, swept: Path) -> None:
     document = json.loads(run("lookup", *ON_GFX942, "--json").stdout)
     answer = lookup(block_size=1024, head_dim=128, qg=8, batch=128, target="gfx942")
+    fingerprint = document.pop("fingerprint")
+    assert fingerprint == dispatcher.fingerprint("gfx942")
     assert document == answer.to_dict()
     assert (document["source"], document["evidence"]) == ("exact", "emulated")
     text = run("lookup", *ON_GFX942).stdout
@@ -154,13 +156,13 @@ def test_the_variant_of_a_key_is_asked_for_and_said(
         )["source"]
         for options in ((), ("--no-softcap",), ("--no-fp8-math",))
     }
-    assert sources == {(): "exact", ("--no-softcap",): "default", ("--no-fp8-math",): "default"}
+    assert sources == {(): "exact", ("--no-softcap",): "heuristic", ("--no-fp8-math",): "heuristic"}
 
 
 def test_lookup_answers_without_a_database(run: Run, database: Path) -> None:
     result = run("lookup", *ON_GFX942, "--qg", "3")
     assert result.exit_code == 0
-    assert "source: default, evidence: default" in result.stdout
+    assert "source: heuristic, evidence: default" in result.stdout
     assert not database.parent.exists()
 
 

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 SHIPPED = str(PACKS / "sm_90" / "nvidia_h200.json")
 SWEEP = "patune sweep --block-size 16 --head-dim 64 --qg 4 --batch 1 --kv-heads 8 --context 512 --target gfx942"
+ADOPT = "patune verify --adopt --block-size 16 --head-dim 64 --qg 4 --target gfx942"
 DOCUMENT_FIELDS = {
     "schema", "source", "environments", "seconds", "exit_code", "outcomes", "statuses", "winners",
 }  # fmt: skip
 WINNER_FIELDS = {
     "target", "problem", "workload", "knobs", "evidence", "checked_on", "status", "outcome", "reason", "gate_cases",
-    "error_rms", "changes", "stored", "run_next",
+    "error_rms", "stale", "changes", "stored", "run_next",
 }  # fmt: skip
 TOTALS = re.compile(
     r"^\d+ winners: \d+ pass, \d+ no longer pass, \d+ not verified; \d+ s$", re.MULTILINE
@@ -71,6 +72,8 @@ def test_all_pass(run: Run, tuned: Path) -> None:
         f"source ce69e675 -> {now.kernel_source_hash[:8]}"
     ) in lines
     assert f"database: {tuned}" in lines
+    stale = "1 of those that pass were stored in another environment; to time them in this one, run: patune verify --adopt"
+    assert stale in lines
     assert lines[-1].startswith("3 winners: 3 pass, 0 no longer pass, 0 not verified; ")
     assert "no longer passes" not in result.stdout
     assert len(result.stderr.splitlines()) == 2
@@ -105,7 +108,7 @@ def test_a_wrong_winner_exits_1_with_its_reason_and_the_next_command(
         "no longer passes: gfx942 block_size=16 head_dim=64 qg=4 batch=128 kv_heads=8 context=512"
     )
     assert re.fullmatch(r"    p128 s4 st2 w4 \S+: wrong: row 3 is off", lines[at + 1])
-    assert lines[at + 2] == f"    next: {SWEEP.replace('--batch 1 ', '--batch 128 ')}"
+    assert lines[at + 2] == f"    next: {ADOPT}"
     assert lines[-1].startswith("3 winners: 2 pass, 1 no longer pass, 0 not verified; ")
     assert "row 3 is off" in result.stderr
     as_json = run("verify", "--json")
@@ -113,7 +116,7 @@ def test_a_wrong_winner_exits_1_with_its_reason_and_the_next_command(
     assert run("verify", "--block-size", "1024").exit_code == 0  # narrowed to none
 
 
-def test_who_fails_in_the_same_environment_is_sent_to_a_new_database(
+def test_who_fails_in_the_same_environment_needs_all(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other.db"
@@ -121,15 +124,14 @@ def test_who_fails_in_the_same_environment_is_sent_to_a_new_database(
     obey(monkeypatch, rule("build", SPILLS))
     result = run("verify", "--db", str(other))
     assert result.exit_code == 1
-    assert f"next: {SWEEP} --db {tmp_path / 'other.fresh.db'}\n" in result.stdout
-    assert "a sweep of this database would count the stored trial" in result.stdout
+    every = ADOPT.replace("--adopt", "--adopt --all")
+    assert f"next: {every} --db {other}\n" in result.stdout
     assert "spills: decode spills 12 registers" in result.stdout
     file = tmp_path / "pack.json"
     pack(file, winner())
     packed = run("verify", "--pack", str(file))
     assert packed.exit_code == 1
     assert f"next: {SWEEP}\n" in packed.stdout
-    assert "would count the stored trial" not in packed.stdout
     assert f"pack: {file}" in packed.stdout
 
 

@@ -177,3 +177,26 @@ def test_the_device_s_share_is_said() -> None:
 )  # fmt: skip
 def test_estimates_are_not_too_precise(low: float, high: float, text: str) -> None:
     assert wording.range_text(low, high) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (49_500, "49.5 kB"), (3_400_000, "3.4 MB"), (5 * 10**12, "5000.0 GB")],
+)  # fmt: skip
+def test_bytes_have_units(count: int, text: str) -> None:
+    assert wording.bytes_text(count) == text
+
+
+def test_a_short_key_is_what_commands_take() -> None:
+    from patune.cli_keys import parse_key
+
+    problem = {"block_size": 1024, "head_dim": 128, "qg": 8}
+    workload = {"batch": 16, "kv_heads": 4, "context": 512}
+    assert wording.short_key(problem, workload) == "1024/128/8/16x4/512"
+    assert parse_key([wording.short_key(problem, workload)]) == {**problem, **workload}
+
+
+def test_what_holds_says_what_has_changed() -> None:
+    changed = {"triton": {"stored": "3.5.0", "present": "3.9.0"}}
+    assert wording.holds_text("reverify", changed) == "re-verify: triton 3.5.0 -> 3.9.0"
+    assert wording.holds_text("fresh", {}) == "fresh: nothing has changed since"

@@ -27,15 +27,15 @@ def test_the_incumbent_then_packs_then_neighbours_each_up_to_its_number():
     assert (PACKED_SEEDS, NEIGHBOUR_SEEDS) == (3, 1)
     assert seeds == [
         ("incumbent", KNOBS[1]),
-        ("pack", KNOBS[4]),
-        ("pack", KNOBS[5]),
-        ("pack", KNOBS[6]),
+        ("candidate", KNOBS[4]),
+        ("candidate", KNOBS[5]),
+        ("candidate", KNOBS[6]),
         ("neighbour", KNOBS[2]),  # twice the context, not four times
     ]
     more = seeds_for(
         KEY, target=TARGET, winners=winners, candidates=KNOBS[4:10], packed=1, neighbours=9
     )
-    assert [source for source, _ in more] == ["incumbent", "pack", "neighbour", "neighbour"]
+    assert [source for source, _ in more] == ["incumbent", "candidate", "neighbour", "neighbour"]
     none = seeds_for(KEY, target=TARGET, winners=winners, candidates=KNOBS, packed=0, neighbours=0)
     assert none == [("incumbent", KNOBS[1])]
     assert seeds_for(KEY, target=TARGET) == []
@@ -46,9 +46,9 @@ def test_what_was_taken_does_not_use_up_a_place():
     candidates = [BEST, KNOBS[0], KNOBS[0], KNOBS[2], BEST, KNOBS[3], KNOBS[4]]
     assert seeds_for(KEY, target=TARGET, winners=winners, candidates=candidates) == [
         ("incumbent", BEST),
-        ("pack", KNOBS[0]),
-        ("pack", KNOBS[2]),
-        ("pack", KNOBS[3]),
+        ("candidate", KNOBS[0]),
+        ("candidate", KNOBS[2]),
+        ("candidate", KNOBS[3]),
         ("neighbour", KNOBS[1]),  # the nearest one is a pack already
     ]
 
@@ -96,7 +96,7 @@ def test_every_seed_once_and_never_more_than_allowed(candidates, others, packed,
     taken = [knobs for _, knobs in seeds]
     assert len(taken) == len(set(taken))
     sources = [source for source, _ in seeds]
-    assert sources == sorted(sources, key=("incumbent", "pack", "neighbour").index)
+    assert sources == sorted(sources, key=("incumbent", "candidate", "neighbour").index)
     fresh = set(candidates) - {knobs for source, knobs in seeds if source == "incumbent"}
-    assert sources.count("pack") == min(packed, len(fresh))
+    assert sources.count("candidate") == min(packed, len(fresh))
     assert sources.count("neighbour") <= neighbours

@@ -238,7 +238,7 @@ def test_the_report_is_one_json_document(monkeypatch: pytest.MonkeyPatch) -> Non
     }
     assert (first["changes"], first["run_next"]) == ({}, None)
     assert second["changes"]["triton"] == {"stored": "3.5.0", "present": now.triton}
-    assert second["run_next"].startswith("patune sweep --block-size 16 --head-dim 64 --qg 4 ")
+    assert second["run_next"].startswith("patune verify --adopt --")
 
 
 # ---- what is stored stays as it is -------------------------------------------------------------------------------

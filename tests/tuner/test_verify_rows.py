@@ -21,6 +21,7 @@ from patune.tuner.verify_rows import (
 )
 
 DATABASE = Source(path=Path("/tuned/here.db"), kind="database")
+ADOPT = "patune verify --adopt --block-size 16 --head-dim 64 --qg 4 --target gfx942"
 SWEEP = "patune sweep --block-size 16 --head-dim 64 --qg 4 --batch 1 --kv-heads 8 --context 512 --target gfx942"
 
 
@@ -52,27 +53,20 @@ def test_the_exit_code_is_of_the_worst(statuses: list[str], code: int) -> None:
     assert report.exit_code == code
 
 
-def test_the_next_command_tunes_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    changes = {"triton": ("3.5.0", "3.9.0")}
-    failed = VerifiedWinner(winner=winner(), place=GFX942, status="wrong", changes=changes)
-    assert failed.next_command(DATABASE) == f"{SWEEP} --db /tuned/here.db"
+def test_the_next_command_decides_who_serves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failed = VerifiedWinner(winner=winner(), place=GFX942, status="wrong", stale=True)
+    assert failed.next_command(DATABASE) == f"{ADOPT} --db /tuned/here.db"
     spaced = Source(path=Path("/tuned here/my.db"), kind="database")
-    assert failed.next_command(spaced) == f"{SWEEP} --db '/tuned here/my.db'"
+    assert failed.next_command(spaced) == f"{ADOPT} --db '/tuned here/my.db'"
     monkeypatch.setenv("PATUNE_DB", "/tuned/here.db")
-    assert failed.next_command(DATABASE) == SWEEP
+    assert failed.next_command(DATABASE) == ADOPT
+    every = ADOPT.replace("--adopt", "--adopt --all")  # nothing has changed but the gate
+    assert replace(failed, stale=False).next_command(DATABASE) == every
     assert failed.next_command(Source(path=tmp_path / "p.json", kind="pack")) == SWEEP
     assert replace(failed, status="ok").next_command(DATABASE) is None
     assert replace(failed, status="no_device").next_command(DATABASE) is None
-
-
-def test_where_nothing_changed_a_sweep_has_to_go_elsewhere() -> None:
-    """It would count the stored trial; not that of a pack, which a sweep repeats."""
-    failed = VerifiedWinner(winner=winner(), place=GFX942, status="wrong")
-    assert failed.outlives_a_sweep(DATABASE)
-    assert failed.next_command(DATABASE) == f"{SWEEP} --db /tuned/here.fresh.db"
-    imported = replace(failed, winner=replace(failed.winner, imported_from="pack.json"))
-    assert not imported.outlives_a_sweep(DATABASE)
-    assert not failed.outlives_a_sweep(Source(path=Path("pack.json"), kind="pack"))
 
 
 @pytest.mark.parametrize(
