@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import database_values as values
 from database_readers import IMPORTS, SHOWN_IMPORTS, check_dangling
-from database_values import ENVIRONMENTS, KEYS, PROBLEMS, STRIDE, transaction
+from database_values import ENVIRONMENTS, KEYS, PROBLEMS, STRIDE
 from database_writers import NEVER
 from sqlalchemy import select, text
 
@@ -190,7 +190,7 @@ def check_database(
         killed: writers were; what was under way then may be there or not, but whole.
     """
     found: Counter[int] = Counter()
-    with Store.open(place) as store:  # type: ignore[arg-type]
+    with Store.open(place) as store:
         for index, (target, problem, workload) in enumerate(KEYS):
             for trial in store.trials(target=target, problem=problem, workload=workload):
                 try:
@@ -279,7 +279,7 @@ def _check_rest(store: Store, history: History, problems: Problems, *, killed: b
         target, problem, _ = KEYS[values.key_index(code)]
         if values.knobs_of(code, target.arch) not in blocked[target.arch, PROBLEMS.index(problem)]:
             problems.add("lost", f"block of code {code}")
-    with transaction(store, writes=False) as session:
+    with store.transaction(writes=False) as session:
         runs = {row.id: row for row in session.scalars(select(RunRow))}
         for run, ended in history.runs.items():
             if run not in runs or (ended and runs[run].ended is None):

@@ -10,8 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from database_values import transaction
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -101,7 +99,7 @@ def _half_trial() -> None:
         bare = dataclasses.replace(result, reason="")
         trial = method(store, *args, result=bare, **how)
         time.sleep(LOOK_S)
-        with transaction(store, writes=True) as session:
+        with store.transaction(writes=True) as session:
             session.get_one(TrialRow, trial).message_id = rows.message_of(session, result.reason)
         return trial
 
@@ -126,7 +124,7 @@ def _lost_update() -> None:
     outranks = queries.outranks
 
     def around(method: Any, store: Store, trial_id: int, **how: Any) -> Any:
-        with transaction(store, writes=False) as session:
+        with store.transaction(writes=False) as session:
             trial = session.get_one(TrialRow, trial_id)
             row = rows.standing(session, trial)
             known = row is not None and outranks(row, trial)

@@ -13,7 +13,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import database_values as values
-from database_values import ENVIRONMENTS, KEYS, PROBLEMS, STRIDE, TARGETS, transaction
+from database_values import ENVIRONMENTS, KEYS, PROBLEMS, STRIDE, TARGETS
 from sqlalchemy import text
 
 from patune.configs import dispatcher
@@ -106,7 +106,7 @@ class Reader:
     def _open(self) -> bool:
         """In the first moments there may be no database."""
         try:
-            self.store = Store.read(self.place)  # type: ignore[arg-type]
+            self.store = Store.read(self.place)
         except DatabaseError as error:
             if not str(error).startswith(NOT_THERE_YET):
                 self.log.problem("first open", error)
@@ -200,7 +200,7 @@ class Reader:
 
     def _imports(self) -> dict[str, Any]:
         assert self.store is not None
-        with transaction(self.store, writes=False) as session:
+        with self.store.transaction(writes=False) as session:
             return {"imports": {row[0]: row[1] for row in session.execute(text(IMPORTS))}}
 
     def _dangling(self) -> None:
@@ -211,7 +211,7 @@ class Reader:
         """A transaction that reads sees one state, however long it takes."""
         assert self.store is not None
         count = text("SELECT count(*), max(id) FROM patune_trial")
-        with transaction(self.store, writes=False) as session:
+        with self.store.transaction(writes=False) as session:
             first = session.execute(count).one()
             time.sleep(PAUSE_IN_A_SNAPSHOT_S)
             second = session.execute(count).one()
@@ -226,7 +226,7 @@ def check_dangling(store: Store) -> None:
         ValueError: there is such a row.
     """
     for what, query in DANGLING.items():
-        with transaction(store, writes=False) as session:
+        with store.transaction(writes=False) as session:
             if count := session.execute(text(query)).scalar_one():
                 raise ValueError(f"{count} {what}")
 

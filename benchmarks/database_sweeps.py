@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from database_check import read_log
 from database_scenes import Scene
 from database_stops import Ended
-from database_values import transaction
 
 if TYPE_CHECKING:
     import random
@@ -77,7 +76,7 @@ def stored(path: Path, trial: int) -> dict[str, Any] | None:
     from patune.configs.models import TrialRow
     from patune.configs.store import Store
 
-    with Store.open(path) as store, transaction(store, writes=False) as session:
+    with Store.open(path) as store, store.transaction(writes=False) as session:
         row = session.get(TrialRow, trial)
         return line_of(trial, rows.stored_trial(row)) if row is not None else None
 

@@ -19,11 +19,7 @@ from patune.target import Target
 from patune.trial import CountedWork, Timing, TrialResult
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from sqlalchemy.orm import Session
-
-    from patune.configs.store import Store, StoredTrial
+    from patune.configs.store import StoredTrial
 
 STRIDE = 1 << 20
 TARGETS = (Target.named("sm_90"), Target.named("gfx942"))
@@ -257,10 +253,3 @@ def check_robust(winner: RobustWinner) -> int:
     if winner != robust_of(code):
         raise ValueError(f"robust winner of code {code} is half there: {winner}")
     return code
-
-
-def transaction(store: Store, *, writes: bool) -> AbstractContextManager[Session]:
-    """A transaction of the store's own kind, for queries that it has no method for."""
-    begin = getattr(store, "transaction", None) or store._transaction
-    found: AbstractContextManager[Session] = begin(writes=writes)
-    return found

@@ -73,7 +73,7 @@ class Writer:
         self.random = random.Random(f"writer {number} {seed}")
         self.environment = number % len(ENVIRONMENTS)
         self.n = 0
-        self.store = Store.open(place)  # type: ignore[arg-type]
+        self.store = Store.open(place)
         self.runs: dict[str, int] = {}
         self.ids: dict[int, int] = {}
         self.best: dict[int, int] = {}  # key -> code of the trial that stands for its default
@@ -137,7 +137,7 @@ class Writer:
         self._do("open", [], self._open)
 
     def _open(self) -> None:
-        self.store = Store.open(self.place)  # type: ignore[arg-type]
+        self.store = Store.open(self.place)
 
     def _record(self) -> None:
         code = self._code()
@@ -215,7 +215,7 @@ class Writer:
             codes,
             lambda: self.store.merge(incoming, candidates, imported_from=name),
             name=name,
-            tell=lambda verdicts: {"verdicts": [verdict for verdict, _ in verdicts]},
+            tell=lambda merged: {"verdicts": [verdict for verdict, _ in merged.winners]},
         )
 
 
