@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import io
 import platform
-import tokenize
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 from patune.record import Record, check_bool, check_text, digest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from patune.target import KernelFamily, Target
 
 # Modules of patune.kernels that decide what machine code runs, and with which arguments: what every family shares, and its own.
@@ -24,6 +27,7 @@ FAMILY_SOURCES = {
     "hopper_wgmma": ("hopper", "hopper_copy", "hopper_layouts", "hopper_operands"),
     "cdna_mfma": ("cdna", "cdna_layouts", "cdna_loads", "cdna_ring"),
 }
+PARSE_TRIES = 5
 FP_FUSION = True  # handed to every build: the default changes in Triton 3.10
 
 
@@ -72,21 +76,54 @@ class Environment(Record):
         return {name: (here[name], there[name]) for name in here if here[name] != there[name]}
 
 
+# A string, or a comment in the place of one. Ours are without nested quotes in f-strings; a test compares with Python's own tokenizer,
+# which takes 5 times as long (2026-11).
+_STRING_OR_COMMENT = re.compile(
+    r"""(?P<triple>\"{3}|'{3})(?:\\.|(?!(?P=triple)).)*(?P=triple)"""
+    r"""|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'"""
+    r"""|(?P<comment>\#[^\n]*)""",
+    re.DOTALL,
+)
+
+
 def code_of(source: str) -> str:
     """Python source without comments, docstrings and blank lines. The same text under every Python version, unlike a syntax tree."""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
+    bare = _STRING_OR_COMMENT.sub(lambda m: "" if m["comment"] else m[0], source)
+    lines = bare.splitlines()
+    for node in _blocks(_parsed(source)):
+        first = node.body[0] if node.body else None
+        if (
+            isinstance(first, ast.Expr)
+            and isinstance(first.value, ast.Constant)
+            and isinstance(first.value.value, str)
+            and first.value.value.strip()
         ):
-            docstring = node.body[0]
-            for row in range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1):
+            for row in range(first.lineno, (first.end_lineno or first.lineno) + 1):
                 lines[row - 1] = ""
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _parsed(source: str) -> ast.Module:
+    """The syntax tree. While another thread parses, CPython 3.11 may raise SystemError for its own counter (python/cpython#106905)."""
+    for _ in range(PARSE_TRIES - 1):
+        with contextlib.suppress(SystemError):
+            return ast.parse(source)
+    return ast.parse(source)
+
+
+def _blocks(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef,
+) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef]:
+    """Everything that can have a docstring, wherever statements are; expressions are not walked."""
+    yield node
+    waiting: list[ast.AST] = list(node.body)
+    while waiting:
+        statement = waiting.pop()
+        if isinstance(statement, ast.ClassDef | ast.FunctionDef):
+            yield from _blocks(statement)
+        elif isinstance(statement, ast.stmt | ast.ExceptHandler | ast.match_case):
+            for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+                waiting += getattr(statement, name, ())
 
 
 @functools.cache
@@ -134,3 +171,37 @@ def current_environment(target: Target) -> Environment:
         fp_fusion=FP_FUSION,
         kernel_source_hash=kernel_source_hash(target.limits.family),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def present_fields(target: Target) -> dict[str, str | bool | int]:
+    """What is known here of a target and its environment without importing Triton or torch: what a stored one is compared with.
+
+    The compiler of an NVIDIA target is left out until Triton is imported, and a package that is not installed always.
+    """
+    from patune import __version__
+
+    fields: dict[str, str | bool | int] = {
+        **target.to_dict(),
+        "family": target.limits.family,
+        "patune": __version__,
+        "python": platform.python_version(),
+        "fp_fusion": FP_FUSION,
+        "kernel_source_hash": kernel_source_hash(target.limits.family),
+    }
+    for package in ("triton", "torch"):
+        try:
+            fields[package] = _version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    triton = str(fields.get("triton", ""))
+    if triton and (target.vendor == "amd" or "triton" in sys.modules):
+        try:
+            fields["compiler"] = _compiler(target, triton)
+        except (ImportError, OSError, RuntimeError, IndexError, AttributeError):
+            fields.pop("compiler", None)  # an unusual Triton: nothing to compare
+    return fields

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from patune.configs.explain import explain
+from patune.configs.dispatcher import explain
 from patune.errors import DatabaseError, DocumentError
 from patune.kernels.knobs import knobs_to_dict
 from patune.second_look import Present

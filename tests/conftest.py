@@ -28,3 +28,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _own_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATUNE_DB", str(tmp_path / "patune.db"))
     monkeypatch.delenv("PATUNE_TARGET", raising=False)
+    monkeypatch.setenv("PATUNE_WATCH", "0")
+    monkeypatch.setenv("PATUNE_CAPTURE", "0")

@@ -1,159 +1,65 @@
 """Answers "which knobs?" from memory.
 
-A warm :func:`lookup` builds one tuple and reads one dict. The first lookup of a key goes through the layers: the user's
-database (same sizes, then a near neighbour), the shipped packs (likewise), the default. The database is read once per
-architecture and process; :func:`reload` reads it again. Nothing here writes, tunes, or waits for the GPU.
+A warm :func:`lookup` builds a tuple and reads two dicts. The first lookup of a key goes through the layers: override, pinned, the user's database
+and the shipped packs (same sizes, then near ones), the robust configuration, another device's, the heuristic, the safe default. Database and
+packs are read once per architecture, off the hot path again when the database has changed, and by :func:`reload`. Nothing here writes, tunes, or
+waits for the GPU.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
-import math
+import os
 import sys
-import time
-from collections import Counter
-from dataclasses import dataclass
+import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 from patune import settings
-from patune.configs.table import (
-    candidates,
-    distance_of,
-    entries_in,
-    key_of,
-    read_database,
-    read_packs,
-)
-from patune.errors import InvalidValueError
-from patune.kernels.defaults import default_knobs
-from patune.kernels.feasibility import is_feasible
-from patune.kernels.knobs import Knobs, knobs_from_dict, knobs_to_dict
+from patune.configs import requests
+from patune.configs.answer import Answer, Source
+from patune.configs.layers import Search
+from patune.configs.state import State
+from patune.configs.table import problem_fields
+from patune.configs.wording import core_text, explained, sweep_command
+from patune.errors import InvalidValueError, reject
+from patune.kernels.forced import forced
+from patune.kernels.knobs import knobs_to_dict
 from patune.problem import Problem, Workload
-from patune.target import NO_GPU_ARCH, Target, resolve_target
+from patune.record import canonical_json
+from patune.target import ARCHS, NO_GPU_ARCH, Target, resolve_target
 
 if TYPE_CHECKING:
-    from patune.configs.table import Entry, Table
+    from collections.abc import Iterable
 
-__all__ = ["Answer", "lookup", "lookup_problem", "reload", "stats"]
+    from patune.configs.overrides import Override
+    from patune.configs.state import OuterKey
+    from patune.configs.table import Tables
+    from patune.kernels.knobs import Knobs
+    from patune.settings import DatabasePlace
 
-SCHEMA = 1
-MAX_WARM = 65_536  # answers kept: 42 MB at 637 B each (2026-11); asking for every context length would fill any memory
+__all__ = [
+    "Answer", "Source", "bypass", "explain", "fingerprint", "give_up", "lookup", "lookup_problem", "missed", "pin", "reload", "stats",
+    "suspend_capture", "sweep_command", "unbypass", "unpin",
+]  # fmt: skip
+
+MAX_WARM = 131_072  # answers kept: asking for every context length would fill any memory
 PACKS = Path(__file__).parent / "packs"
 GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, either of them under WSL
+FORK_WAIT_S = 2.0  # a fork waits for a read that is under way: SQLite's mutexes would stay locked in the child
 LOGGER = logging.getLogger("patune")
 
-Source = Literal["exact", "nearest", "pack", "default"]
+_State = State
+_state = State()
+_swapping = threading.Lock()  # held for a few assignments
+_reading = (
+    threading.Lock()
+)  # held while files and servers are read; before _swapping where both are
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """Knobs for one request, and where they come from.
-
-    Attributes:
-        source: ``exact`` and ``nearest`` are of the user's database, ``pack`` of a shipped pack, ``default`` a heuristic.
-        evidence: ``measured``, ``emulated`` or ``default``.
-        stored_workload: the sizes that the knobs were tuned for; None for the default.
-    """
-
-    knobs: Knobs
-    source: Source
-    evidence: str
-    target: Target
-    problem: Problem
-    workload: Workload
-    stored_workload: Workload | None = None
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What was asked: target, problem and workload, as JSON types."""
-        return {
-            "target": self.target.to_dict(),
-            "problem": self.problem.to_dict(),
-            "workload": self.workload.to_dict(),
-        }
-
-    @property
-    def distance(self) -> dict[str, float] | None:
-        """Powers of two from the stored sizes to those asked for, per axis and in total; None for the default."""
-        if self.stored_workload is None:
-            return None
-        walks, context = distance_of(self.workload, self.stored_workload)
-        return {"walks": walks, "context": context, "total": math.hypot(walks, context)}
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
-        stored = self.stored_workload
-        return {
-            "schema": SCHEMA,
-            "source": self.source,
-            "evidence": self.evidence,
-            "knobs": knobs_to_dict(self.knobs),
-            "key": self.key,
-            "stored_workload": stored.to_dict() if stored else None,
-            "distance": self.distance,
-        }
-
-
-class _Warm:
-    """An answer and how often it was given. The count is not locked: threads may lose a few."""
-
-    __slots__ = ("answer", "hits")
-
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
-        self.hits = 1
-
-
-class _State:
-    """Everything between two reloads, so that a reload is one assignment. Building one reads nothing."""
-
-    def __init__(self) -> None:
-        self.warm: dict[tuple[object, ...], _Warm] = {}
-        self.path: Path | None = None
-        self.layers: dict[str, tuple[Table, Table]] = {}  # arch -> (database, packs)
-        self.load_s = 0.0
-        self.targets: dict[str | None, Target] = {}
-        self.told: set[tuple[object, ...]] = set()
-        self.by_source: Counter[str] = Counter()  # of answers that left warm
-        self.misses: Counter[str] = Counter()  # likewise
-
-    def tables(self, arch: str) -> tuple[Table, Table]:
-        """The stored configurations of an architecture, read at the first request."""
-        if arch not in self.layers:
-            started = time.perf_counter()
-            self.path = self.path or settings.database_place()
-            self.layers[arch] = read_database(self.path, arch), read_packs(PACKS, arch)
-            self.load_s += time.perf_counter() - started
-        return self.layers[arch]
-
-    def target(self, arch: str | None) -> Target:
-        """The target that an architecture stands for here; None is the default one."""
-        if arch not in self.targets:
-            self.targets[arch] = _local_target(arch)
-        return self.targets[arch]
-
-    def first_time(self, *what: object) -> bool:
-        """Whether this was not logged yet."""
-        new = what not in self.told
-        self.told.add(what)
-        return new
-
-    def keep(self, key: tuple[object, ...], answer: Answer) -> None:
-        """Make an answer warm; when there are too many, drop them all but for their counts."""
-        if len(self.warm) >= MAX_WARM:
-            dropped, self.warm = self.warm, {}
-            _count(dropped, self.by_source, self.misses)
-        self.warm[key] = _Warm(answer)
-
-
-_state = _State()
-
-
+# The defaults are positional ones, a tuple: keyword-only ones are a dict that CPython asks per name, 150 of 360 ns (2026-11, one core).
 def lookup(
-    *,
     block_size: int,
     head_dim: int,
     qg: int,
@@ -173,20 +79,23 @@ def lookup(
 ) -> Answer:
     """The knobs to launch a problem with. Whatever the state of the database and the packs, it answers.
 
-    The arguments are the fields of :class:`patune.problem.Problem` and :class:`patune.problem.Workload`. ``target`` is
+    The arguments are the fields of :class:`patune.problem.Problem` and :class:`patune.problem.Workload`; name them. ``target`` is
     an architecture; None stands for what ``PATUNE_TARGET`` names, else the device here, else gfx942.
 
     Raises:
         InvalidValueError: an argument is outside of what is allowed.
+        MissError: PATUNE_STRICT is 1, and nothing was tuned for the problem on this device near these sizes.
     """
-    key = (
-        block_size, head_dim, qg, query_length, query_dtype, kv_dtype, kv_quant, kv_layout,
-        windowed, sinks, softcap, fp8_math, batch, kv_heads, context, target,
-    )  # fmt: skip
-    warm = _state.warm.get(key)
-    if warm is not None:
-        warm.hits += 1
-        return warm.answer
+    # Two small dicts touch fewer cache lines than one of all keys: the outer one, of few keys, stays in the CPU's cache.
+    try:
+        answer = _state.warm[
+            block_size, head_dim, qg, query_length, query_dtype, kv_dtype, kv_quant, kv_layout,
+            windowed, sinks, softcap, fp8_math, kv_heads, batch, target,
+        ][context]  # fmt: skip
+        answer._tally.calls += 1
+        return answer
+    except (KeyError, TypeError):  # unhashable: what is wrong with it is said below
+        pass
     problem = Problem(
         block_size=block_size,
         head_dim=head_dim,
@@ -202,79 +111,91 @@ def lookup(
         fp8_math=fp8_math,
     )
     workload = Workload(batch=batch, kv_heads=kv_heads, context=context)
-    return _cold(key, problem, workload, _state.target(target))
+    if target is not None and not isinstance(target, str):
+        raise reject("target", target, tuple(ARCHS))
+    key = (
+        block_size, head_dim, qg, query_length, query_dtype, kv_dtype, kv_quant, kv_layout,
+        windowed, sinks, softcap, fp8_math, kv_heads, batch, target,
+    )  # fmt: skip
+    return _cold(key, problem, workload, target)
 
 
 def lookup_problem(problem: Problem, workload: Workload, target: Target | None = None) -> Answer:
-    """:func:`lookup` for a launch path that has the values at hand; ``target`` is the device that will run."""
+    """:func:`lookup` for a launch path that has the values at hand; ``target`` is the device that will run.
+
+    Raises:
+        MissError: as :func:`lookup`.
+    """
     # Field by field: hashing and comparing the three values themselves takes 1.6 us, this a third (2026-11, one core).
-    key: tuple[object, ...] = (
+    key: OuterKey = (
         problem.block_size, problem.head_dim, problem.qg, problem.query_length, problem.query_dtype,
         problem.kv_dtype, problem.kv_quant, problem.kv_layout, problem.windowed, problem.sinks,
         problem.softcap, problem.fp8_math,
-        workload.batch, workload.kv_heads, workload.context, None if target is None else target.arch,
+        workload.kv_heads, workload.batch,
+        None if target is None else (target.arch, target.device_name, target.compute_units),
     )  # fmt: skip
-    if target is not None:
-        key = (key, target.device_name, target.compute_units)
-    warm = _state.warm.get(key)
-    if warm is not None:
-        warm.hits += 1
-        return warm.answer
-    return _cold(key, problem, workload, target or _state.target(None))
+    try:
+        answer = _state.warm[key][workload.context]
+        answer._tally.calls += 1
+        return answer
+    except KeyError:
+        return _cold(key, problem, workload, target)
 
 
-def stats() -> dict[str, Any]:
-    """Since the last :func:`reload`: lookups by source, misses by key, and what was loaded from where."""
+def _cold(
+    key: OuterKey, problem: Problem, workload: Workload, target: Target | str | None
+) -> Answer:
+    """Through the layers, once per key; on every call where an override holds, or where a miss is an error."""
     state = _state
-    by_source, misses = Counter(state.by_source), Counter(state.misses)
-    layers = list(state.layers.values())
-    _count(state.warm, by_source, misses)
-    return {
-        "schema": SCHEMA,
-        "lookups": {source: by_source[source] for source in get_args(Source)},
-        "misses": dict(misses.most_common()),
-        "db": str(state.path or settings.database_place()),
-        "entries": {
-            "db": sum(entries_in(database) for database, _ in layers),
-            "packs": sum(entries_in(packs) for _, packs in layers),
-        },
-        "load_ms": round(state.load_s * 1e3, 3),
-    }
+    override = requests.held_override(state.process)
+    if override is None or state.process.overrides == 0:
+        answer = state.kept.get(key, {}).get(workload.context)
+        if answer is not None:  # another thread's override made the hot path come here
+            answer._tally.calls += 1
+            return answer
+    device = target if isinstance(target, Target) else _target(state, target)
+    answer = _resolve(state, override, problem, workload, device)
+    answer._tally.calls += 1
+    requests.check_strict(state, answer)
+    requests.tell(state.process, answer)
+    if state.process.overrides == 0 or override is None:
+        state.keep(key, workload.context, answer, MAX_WARM)
+    return answer
 
 
-def reload(database: Path | None = None) -> None:
-    """Read settings, database and packs again, then swap: a lookup meanwhile gets the old answers, whole.
-
-    The launch path forgets what it had resolved, too.
-
-    Args:
-        database: the file to answer from, until the next reload; None is the one that the settings name.
-    """
-    global _state
-    fresh = _State()
-    fresh.path = database
-    for arch in list(_state.layers):
-        fresh.tables(arch)
-    _state = fresh
-    if decode := sys.modules.get("patune.kernels.decode"):
-        decode.forget_steps()
+def _resolve(
+    state: State, override: Override | None, problem: Problem, workload: Workload, target: Target
+) -> Answer:
+    search = _search(state, state.known(problem), workload, target)
+    answer = requests.resolved(search, override)
+    return replace(answer, _tally=state.process.tally(answer))
 
 
-def _count(
-    warm: dict[tuple[object, ...], _Warm], by_source: Counter[str], misses: Counter[str]
-) -> None:
-    for entry in list(warm.values()):  # a copy: other threads may be adding
-        by_source[entry.answer.source] += entry.hits
-        if entry.answer.source == "default":
-            misses[_core(entry.answer)] += entry.hits
+def _search(state: State, problem: Problem, workload: Workload, target: Target) -> Search:
+    return Search(state.view(_tables(state, target.arch)), problem, workload, target)
 
 
-def _core(answer: Answer) -> str:
-    problem = answer.problem
-    return f"{answer.target.arch} block_size={problem.block_size} head_dim={problem.head_dim} qg={problem.qg}"
+def _tables(state: State, arch: str) -> Tables:
+    """The stored configurations of an architecture, read at the first request."""
+    found = state.tables.get(arch)
+    if found is None:
+        with _reading:
+            found = state.tables.get(arch) or state.read(arch, PACKS)
+    from patune.configs import watch
+
+    watch.ensure()
+    return found
 
 
-def _local_target(arch: str | None) -> Target:
+def _target(state: State, arch: str | None) -> Target:
+    """The target that an architecture stands for here; None is the default one."""
+    found = state.targets.get(arch)
+    if found is None:
+        found = state.targets[arch] = local_target(arch)
+    return found
+
+
+def local_target(arch: str | None) -> Target:
     """The target that ``patune.target.resolve_target`` gives, without the import of torch where there is no GPU driver."""
     name = arch or settings.target_arch()
     try:
@@ -292,85 +213,183 @@ def _local_target(arch: str | None) -> Target:
         return named
 
 
-def _cold(key: tuple[object, ...], problem: Problem, workload: Workload, target: Target) -> Answer:
-    state = _state
-    answer = _resolve(state, problem, workload, target)
-    _tell(state, answer)
-    state.keep(key, answer)
-    return answer
+def stats() -> dict[str, Any]:
+    """Since the process began: lookups by source, misses by problem. And what was loaded from where."""
+    return _state.summary()
 
 
-def _resolve(state: _State, problem: Problem, workload: Workload, target: Target) -> Answer:
-    """Through the layers; the first configuration that the kernels can run."""
-    key = key_of(target, problem)
-    for layer, table in zip(("db", "pack"), state.tables(target.arch), strict=True):
-        for entry, same in candidates(table.get(key, []), workload):
-            knobs = _usable(state, entry, problem, target)
-            if knobs is None:
-                continue
-            return Answer(
-                knobs=knobs,
-                source="pack" if layer == "pack" else "exact" if same else "nearest",
-                evidence=entry.evidence,
-                target=target,
-                problem=problem,
-                workload=workload,
-                stored_workload=entry.workload,
-            )
-    return Answer(
-        knobs=default_knobs(problem, workload, target),
-        source="default",
-        evidence="default",
-        target=target,
-        problem=problem,
-        workload=workload,
-    )
+def missed() -> dict[tuple[Target, Problem, Workload, Source], int]:
+    """Calls by key that nothing was tuned for, since the process began; sizes up to the next power of two."""
+    return _state.process.calls_missed()
 
 
-def _usable(state: _State, entry: Entry, problem: Problem, target: Target) -> Knobs | None:
-    try:
-        knobs = knobs_from_dict(json.loads(entry.knobs))
-        refusal = is_feasible(knobs, problem, target)
-    except (TypeError, ValueError) as error:  # another version's knobs, or a hand-made row
-        refusal = str(error)
-    if refusal is None:
-        return knobs
-    if state.first_time("refused", target, problem, entry.knobs):
-        LOGGER.warning("Skipped stored knobs %s: %s", entry.knobs, refusal)
-    return None
+def suspend_capture() -> None:
+    """From now on :func:`missed` has nothing: the command line's lookups are nobody's traffic."""
+    _state.process.captures = False
 
 
-def _tell(state: _State, answer: Answer) -> None:
-    """Log a fallback, once per target, problem and kind: a growing context would repeat it for every token."""
-    distance, stored = answer.distance, answer.stored_workload
-    if distance is not None and distance["total"] == 0:
-        return
-    if not LOGGER.isEnabledFor(logging.INFO):
-        return
-    if state.first_time(answer.source, answer.target, answer.problem):
-        LOGGER.info(
-            "No tuned config for %s (%s) %s: taking %s. Run: %s",
-            _core(answer),
-            answer.target.device_name,
-            _sizes(answer.workload),
-            f"the one of {_sizes(stored)}" if stored else "the default",
-            sweep_command(answer.problem, answer.workload, answer.target),
+def reload(database: DatabasePlace | None = None) -> None:
+    """Read settings, database and packs again, then swap: a lookup meanwhile gets the old answers, whole.
+
+    The launch path forgets what it had resolved, too. Pins, counts and what failed in this process stay.
+
+    Args:
+        database: the database to answer from, until the next reload; None is the one that the settings name.
+    """
+    with _reading:
+        fresh = State(_state.process, database)
+        for arch in list(_state.tables):
+            fresh.read(arch, PACKS)
+        _swap(fresh)
+
+
+def _swap(fresh: State, *, instead_of: State | None = None) -> bool:
+    """Make a state the one that answers; with ``instead_of`` only where that one still does."""
+    global _state
+    with _swapping:
+        if instead_of is not None and _state is not instead_of:
+            return False
+        _state = fresh.ready()
+    _forget_steps()
+    return True
+
+
+def _forget_steps() -> None:
+    if decode := sys.modules.get("patune.kernels.decode"):
+        decode.forget_steps()
+
+
+def bypass() -> None:
+    """An override was entered: lookups find nothing warm until :func:`unbypass` was called as often."""
+    with _swapping:
+        _state.process.overrides += 1
+        _state.warm = {}
+
+
+def unbypass() -> None:
+    """An override was left."""
+    with _swapping:
+        _state.process.overrides -= 1
+        if not _state.process.overrides:
+            _state.warm = _state.kept
+
+
+def pin(pinned: Iterable[Answer | dict[str, Any]]) -> None:
+    """Give these answers from now on for their keys, whatever is stored: what was captured in a graph, or agreed upon between ranks.
+
+    Args:
+        pinned: answers, or their documents (:meth:`Answer.to_dict`).
+
+    Raises:
+        InvalidValueError: something is no answer.
+    """
+    found = [one if isinstance(one, Answer) else Answer.from_dict(one) for one in pinned]
+    _change_pins({(a.target, a.problem, a.workload): replace(a, source="pinned") for a in found})
+
+
+def unpin() -> None:
+    """Forget all pins."""
+    _change_pins(None)
+
+
+def _change_pins(added: dict[tuple[Target, Problem, Workload], Answer] | None) -> None:
+    global _state
+    with _swapping:
+        process = _state.process
+        process.pins = {} if added is None else {**process.pins, **added}
+        _state = _state.successor().ready()
+    _forget_steps()
+
+
+def give_up(
+    problem: Problem, workload: Workload, target: Target, knobs: Knobs, reason: str
+) -> Answer:
+    """Knobs failed to compile or launch: serve them no more in this process, and answer with what comes next.
+
+    One warning per problem and knobs names the command that tunes the key. When nothing is left, the safe knobs come again.
+    """
+    global _state
+    fields = problem_fields(problem)
+    with _swapping:
+        process = _state.process
+        failed = process.failed.get((target, problem), {})
+        new = knobs not in failed
+        process.failed = {**process.failed, (target, problem): {**failed, knobs: reason}}
+        state = _state = _state.without(lambda key: key[: len(fields)] == fields).ready()
+    if new:
+        LOGGER.warning(
+            "Knobs %s failed for %s (%s) and are not used again in this process: %s. Run: %s",
+            canonical_json(knobs_to_dict(knobs)),
+            core_text(target=target, problem=problem),
+            target.device_name,
+            reason,
+            sweep_command(problem, workload, target),
         )
+    return _resolve(state, requests.held_override(state.process), problem, workload, target)
 
 
-def _sizes(workload: Workload) -> str:
-    return f"batch={workload.batch} kv_heads={workload.kv_heads} context={workload.context}"
+def fingerprint(target: str | Target | None = None) -> str:
+    """sha256 of everything that decides answers: ranks with the same one dispatch alike.
+
+    Tables, packs, pins, PATUNE_KNOBS, what failed in this process, the target, the kernels. Overrides by context manager are not in it.
+
+    Args:
+        target: an architecture, or a device; as in :func:`lookup`.
+    """
+    from patune.configs.fingerprint import fingerprint_of
+
+    state = _state
+    device = target if isinstance(target, Target) else _target(state, target)
+    return fingerprint_of(state.view(_tables(state, device.arch)), device)
 
 
-def sweep_command(problem: Problem, workload: Workload, target: Target) -> str:
-    """The command line that tunes exactly this key."""
-    words = ["patune", "sweep"]
-    for field in dataclasses.fields(Problem):
-        value = getattr(problem, field.name)
-        if value == field.default:
-            continue
-        flag = {"windowed": "--window"}.get(field.name, "--" + field.name.replace("_", "-"))
-        words += [flag] if value is True else [flag, str(value)]
-    for name, value in workload.to_dict().items():
-        words += ["--" + name.replace("_", "-"), str(value)]
-    return " ".join([*words, "--target", target.arch])
+def explain(answer: Answer) -> str:
+    """An answer in words: which layer gave it and why those before did not, what it rests on, what changed since, what tunes the key."""
+    state = _state
+    search = _search(state, answer.problem, answer.workload, answer.target)
+    search.answer()
+    return explained(answer, search.notes)
+
+
+def refresh() -> None:
+    """For the watch: read everything again into a new table, and swap, unless something else was swapped meanwhile."""
+    with _reading:
+        old = _state
+        fresh = State(old.process, old.named)
+        fresh.targets = dict(old.targets)
+        for arch in list(old.tables):
+            fresh.read(arch, PACKS)
+        _swap(fresh, instead_of=old)
+
+
+def _before_fork() -> None:
+    global _held
+    _held = _reading.acquire(timeout=FORK_WAIT_S)
+    _swapping.acquire()
+
+
+def _after_in_parent() -> None:
+    _swapping.release()
+    if _held:
+        _reading.release()
+
+
+def _after_in_child() -> None:
+    """The child has the table, its own locks and counts, and nothing warm: its first lookup starts the watch again."""
+    global _reading, _swapping, _state
+    _reading, _swapping = threading.Lock(), threading.Lock()
+    from patune.configs import watch
+
+    watch.forget()
+    state = _state
+    state.process.forget_counts()
+    state.process.overrides = len(
+        cast("tuple[object, ...]", forced.get() or ())
+    )  # those of other threads did not come along
+    _state = state.successor().ready()
+
+
+_held = False
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+)

@@ -5,12 +5,15 @@ A configuration that needs a second look is served all the same, and says so: a 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from patune.target import Target
 
 FieldClass = Literal["must_match", "reverify", "note"]
 State = Literal["fresh", "reverify"]
@@ -78,3 +81,23 @@ def _told(field: str, value: Any) -> Any:
     if field not in BY_MINOR or not isinstance(value, str):
         return value
     return _VERSION.sub(r"\1.\2", value)
+
+
+def changes_here(
+    environment: Mapping[str, Any], stored: Target, here: Target
+) -> tuple[Change, ...]:
+    """What differs between the environment and device of a stored configuration and those of this process.
+
+    The compiler is compared where Triton is imported: asking it takes that import.
+    """
+    return _changes_here(tuple(sorted(environment.items())), stored, here)
+
+
+@functools.lru_cache(maxsize=1024)
+def _changes_here(
+    environment: tuple[tuple[str, Any], ...], stored: Target, here: Target
+) -> tuple[Change, ...]:
+    from patune.environment import present_fields
+
+    then = {**dict(environment), **stored.to_dict(), "family": stored.limits.family}
+    return changes_between(then, present_fields(here))

@@ -144,6 +144,8 @@ def fresh_dispatcher(
     packs.mkdir()
     monkeypatch.setenv("PATUNE_DB", str(database))
     monkeypatch.delenv("PATUNE_TARGET", raising=False)
+    monkeypatch.setenv("PATUNE_WATCH", "0")
+    monkeypatch.setenv("PATUNE_CAPTURE", "0")
     monkeypatch.setattr(dispatcher, "PACKS", packs)
     monkeypatch.setattr(dispatcher, "resolve_target", lambda arch: Target.named(arch or "gfx942"))
     monkeypatch.setattr(dispatcher, "_state", dispatcher._State())

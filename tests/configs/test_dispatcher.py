@@ -12,6 +12,7 @@ import pytest
 from config_samples import (
     CDNA_KNOBS,
     CORE,
+    ENVIRONMENT,
     H100,
     H200,
     KNOBS,
@@ -24,7 +25,7 @@ from config_samples import (
     winner,
 )
 
-from patune.configs import dispatcher
+from patune.configs import dispatcher, layers
 from patune.configs.dispatcher import lookup, lookup_problem, reload, stats
 from patune.configs.packs import pack_document, pack_text
 from patune.kernels.defaults import default_knobs
@@ -43,7 +44,7 @@ def test_an_exact_answer(database: Path, caplog: pytest.LogCaptureFixture) -> No
     assert (answer.knobs, answer.source, answer.evidence) == (KNOBS, "exact", "measured")
     assert answer.distance == {"walks": 0, "context": 0, "total": 0}
     assert json.loads(json.dumps(answer.to_dict())) == {
-        "schema": 1,
+        "schema": 2,
         "source": "exact",
         "evidence": "measured",
         "knobs": knobs_to_dict(KNOBS),
@@ -53,8 +54,19 @@ def test_an_exact_answer(database: Path, caplog: pytest.LogCaptureFixture) -> No
             "workload": WORKLOAD.to_dict(),
         },
         "stored_workload": WORKLOAD.to_dict(),
+        "stored_target": None,
+        "neighbours": [],
         "distance": {"walks": 0.0, "context": 0.0, "total": 0.0},
+        "environment": ENVIRONMENT.to_dict(),
+        "staleness": "reverify",  # no kernels of ours have the source hash 555...
+        "changes": [
+            {"field": c.field, "kind": c.kind, "stored": c.stored, "present": c.present}
+            for c in answer.changes
+        ],
     }
+    assert ("kernel_source_hash", "reverify", "5" * 64) in [
+        (c.field, c.kind, c.stored) for c in answer.changes
+    ]
     assert lookup_problem(PROBLEM, WORKLOAD, H200) == answer
     assert caplog.text == ""
 
@@ -86,11 +98,11 @@ def test_among_exact_ones_evidence_then_batch_decides(database: Path) -> None:
         (at(context=8192), "nearest"),
         (at(context=2048), "nearest"),
         (at(batch=256, context=2048), "nearest"),
-        (at(batch=257), "default"),
-        (at(batch=63), "default"),
-        (at(context=8193), "default"),
-        (at(context=2047), "default"),
-        (at(batch=129, context=8193), "default"),
+        (at(batch=257), "heuristic"),
+        (at(batch=63), "heuristic"),
+        (at(context=8193), "heuristic"),
+        (at(context=2047), "heuristic"),
+        (at(batch=129, context=8193), "heuristic"),
     ],
 )
 def test_a_neighbour_is_at_most_a_factor_of_two_away(
@@ -109,7 +121,8 @@ def test_the_nearest_neighbour_answers(database: Path) -> None:
         winner(workload=at(context=8192), knobs=OTHER_KNOBS),
     )
     nearest = lookup(**CORE, context=5000, target="sm_90")
-    assert (nearest.knobs, nearest.stored_workload) == (KNOBS, at(context=4096))
+    assert (nearest.knobs, nearest.stored_workload) == (KNOBS, None)
+    assert nearest.neighbours == (at(context=4096), at(context=8192))
     assert nearest.distance == {
         "walks": 0.0,
         "context": pytest.approx(0.28771, rel=1e-4),
@@ -137,7 +150,7 @@ OTHER_PROBLEMS = [
 @pytest.mark.parametrize("change", OTHER_PROBLEMS)
 def test_another_problem_is_never_answered_for(database: Path, change: dict[str, Any]) -> None:
     serve(database, winner())
-    assert lookup(**(CORE | change), target="sm_90").source == "default"
+    assert lookup(**(CORE | change), target="sm_90").source in ("heuristic", "safe")
 
 
 @pytest.mark.parametrize("change", [*OTHER_PROBLEMS, {"fp8_math": True}])
@@ -153,35 +166,44 @@ def test_warm_answers_of_two_problems_are_never_mixed_up(change: dict[str, Any])
         assert lookup_problem(Problem(**fields), WORKLOAD) is lookup(**fields)
 
 
-def test_another_device_of_the_architecture_is_never_answered_for(database: Path) -> None:
+def test_another_device_of_the_architecture_answers_with_a_flag(database: Path) -> None:
     serve(database, winner(target=H100), winner(target=MI300X))
-    assert lookup(**CORE, target="sm_90").source == "default"
+    answer = lookup(**CORE, target="sm_90")
+    assert (answer.source, answer.stored_target, answer.target) == ("other_device", H100, H200)
+    assert ("device_name", "must_match") in [(c.field, c.kind) for c in answer.changes]
     assert lookup_problem(PROBLEM, WORKLOAD, H100).source == "exact"
     fewer = dataclasses.replace(H100, compute_units=114)
-    assert lookup_problem(PROBLEM, WORKLOAD, fewer).source == "default"
+    assert lookup_problem(PROBLEM, WORKLOAD, fewer).stored_target == H100
+    gfx950 = lookup(
+        **CORE, target="gfx950"
+    )  # of the same vendor and family, and yet another architecture
+    assert gfx950.source == "heuristic"
 
 
-def test_packs_answer_after_the_database(database: Path, fresh_dispatcher: Path) -> None:
+def test_packs_answer_beside_the_database(database: Path, fresh_dispatcher: Path) -> None:
     folder = fresh_dispatcher / "sm_90"
     folder.mkdir()
     packed = [
         winner(knobs=OTHER_KNOBS),
         winner(knobs=OTHER_KNOBS, workload=at(context=512)),
+        winner(knobs=OTHER_KNOBS, workload=at(context=64)),
         winner(target=MI300X, slots=5.0),
     ]
     (folder / "h200.json").write_text(pack_text(pack_document(packed)))
-    serve(database, winner(workload=at(context=2048)))
-    near = lookup(**CORE, target="sm_90")
-    assert (near.knobs, near.source) == (KNOBS, "nearest")
-    far = lookup(**CORE, context=5000, target="sm_90")
-    assert (far.knobs, far.source, far.evidence) == (OTHER_KNOBS, "pack", "measured")
-    assert far.distance is not None
-    assert far.distance["context"] > 0
+    serve(database, winner(workload=at(context=2048)), winner(workload=at(context=64), slots=9.0))
+    same = lookup(**CORE, target="sm_90")
+    assert (same.knobs, same.source, same.evidence) == (OTHER_KNOBS, "pack", "measured")
+    own = lookup(**CORE, context=2048, target="sm_90")
+    assert (own.knobs, own.source) == (KNOBS, "exact")
+    near = lookup(**CORE, context=5000, target="sm_90")
+    assert (near.knobs, near.source) == (OTHER_KNOBS, "nearest")
+    better = lookup(**CORE, context=64, target="sm_90")  # measured, so before an emulated one here
+    assert (better.knobs, better.source) == (OTHER_KNOBS, "pack")
     exact = lookup(**CORE, context=512, target="sm_90")
     assert (exact.source, exact.distance) == ("pack", {"walks": 0, "context": 0, "total": 0})
     amd = lookup(**CORE, target="gfx942")
     assert (amd.knobs, amd.source, amd.evidence) == (CDNA_KNOBS, "pack", "emulated")
-    assert stats()["entries"] == {"db": 1, "packs": 3}
+    assert stats()["entries"] == {"db": 2, "packs": 4}
 
 
 def test_a_bad_pack_costs_a_log_line(
@@ -209,14 +231,14 @@ def test_what_the_kernels_refuse_is_skipped(
         winner(workload=at(context=4000), knobs=OTHER_KNOBS),
     )
     monkeypatch.setattr(
-        dispatcher, "is_feasible", lambda knobs, p, t: "too many splits" if knobs == KNOBS else None
+        layers, "is_feasible", lambda knobs, p, t: "too many splits" if knobs == KNOBS else None
     )
     assert lookup(**CORE, target="sm_90").knobs == OTHER_KNOBS
     assert lookup(**CORE, context=4097, target="sm_90").knobs == OTHER_KNOBS
     assert caplog.text.count("too many splits") == 1
-    monkeypatch.setattr(dispatcher, "is_feasible", lambda knobs, p, t: "all of them")
+    monkeypatch.setattr(layers, "is_feasible", lambda knobs, p, t: "all of them")
     reload()
-    assert lookup(**CORE, target="sm_90").source == "default"
+    assert lookup(**CORE, target="sm_90").source == "safe"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +252,7 @@ def test_knobs_that_cannot_be_read_are_skipped(database: Path, knobs: str) -> No
         connection.execute("UPDATE patune_trial SET knobs = ?", (knobs,))
     connection.close()
     reload()
-    assert lookup(**CORE, target="sm_90").source == "default"
+    assert lookup(**CORE, target="sm_90").source == "heuristic"
 
 
 def test_retired_winners_are_not_served(database: Path) -> None:
@@ -239,7 +261,7 @@ def test_retired_winners_are_not_served(database: Path) -> None:
     with connection:
         connection.execute("UPDATE patune_winner SET state = 'retired'")
     reload()
-    assert lookup(**CORE, target="sm_90").source == "default"
+    assert lookup(**CORE, target="sm_90").source == "heuristic"
     with connection:
         connection.execute("UPDATE patune_winner SET state = 'reverify'")
     connection.close()
