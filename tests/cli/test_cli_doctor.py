@@ -31,7 +31,10 @@ def tuned(database: Path, no_gpu: None) -> Path:
     return database
 
 
-def test_doctor_counts_second_looks_and_misses(run: Run, tuned: Path) -> None:
+def test_doctor_counts_second_looks_and_misses(
+    run: Run, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PATUNE_CAPTURE")
     with Store.open(tuned) as store:
         workload = winner(batch=99).workload
         store.add_capture("one", [(GFX942, PROBLEM, workload, "heuristic", 120)])

@@ -29,7 +29,7 @@ COMMANDS = sorted(main.commands)
 
 
 def test_the_commands_are_the_documented_ones() -> None:
-    names = "doctor sweep models space simulate check verify list show lookup why history gc export import export-study where"
+    names = "doctor sweep models space simulate check verify list show lookup why history gc export import diff validate merge sign keygen export-study where"
     assert sorted(names.split()) == COMMANDS
 
 

@@ -28,8 +28,9 @@ def at(batch: int) -> Workload:
 
 
 @pytest.fixture
-def captured(database: Path) -> Path:
+def captured(database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two captures beside the database; 64 sequences were only asked for on another device."""
+    monkeypatch.delenv("PATUNE_CAPTURE")
     folder = database.parent / "misses"
     folder.mkdir(parents=True)
     for name, counts in {

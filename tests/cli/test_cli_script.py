@@ -42,7 +42,7 @@ def test_version_lookup_and_errors(database: Path) -> None:
     key = ("--block-size", "1024", "--head-dim", "128", "--qg", "8", "--target", "gfx942")
     found = shell("lookup", *key, "--json", database=database)
     assert found.returncode == 0
-    assert json.loads(found.stdout)["source"] == "default"
+    assert json.loads(found.stdout)["source"] == "heuristic"
 
     bad = shell("sweep", "--qg", "65", database=database)
     assert (bad.returncode, bad.stdout) == (2, "")

@@ -37,7 +37,8 @@ def test_every_environment_variable_is_listed() -> None:
     used: set[str] = set()
     for path in (ROOT / "patune").rglob("*.py"):
         used |= set(re.findall(r"environ(?:\.get\(|\[)\"(PATUNE_\w+)", path.read_text("utf-8")))
-    assert used == {"PATUNE_DB", "PATUNE_TARGET"}
+    names = ("DB", "TARGET", "STRICT", "KNOBS", "WATCH", "CAPTURE")
+    assert used == {f"PATUNE_{name}" for name in names}
     assert all(f"| `{name}` |" in README for name in used)
 
 

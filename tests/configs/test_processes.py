@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from config_samples import ENVIRONMENT, KEY, KNOBS, PROBLEM, add_trial, measured, raw
 
+from patune.configs.reading import read_database
 from patune.configs.store import Store
-from patune.configs.table import read_database
 from patune.settings import DatabasePlace, ServerUrl
 from patune.trial import TrialResult
 
@@ -128,7 +128,7 @@ def test_a_killed_writer_loses_no_finished_trial(place: DatabasePlace) -> None:
     assert writer.returncode == -signal.SIGKILL
     if isinstance(database, Path):
         assert database.with_name("patune.db-wal").exists()
-        assert len(read_database(database, "sm_90")) == 1
+        assert read_database(database, "sm_90").count == 1
     with Store.open(database) as store:
         stored = [trial.id for trial in store.trials(**KEY)]
         assert stored[: len(printed)] == printed
