@@ -2,8 +2,8 @@
 
     python benchmarks/lookup.py [--fast] [--winners 10000]
 
-Medians of warm lookups come from pyperf, in processes of their own: `lookup` with ints by keyword, of 10 and of 100,000 warm keys, asked in random
-order and again and again for one key; what the loop around the call takes alone is subtracted. The 99th percentile is of single calls, timed with
+Medians of warm lookups come from pyperf, in processes of their own: `lookup` with ints by keyword, over databases of 10 and of 100,000 winners that have
+all been asked for before, in random order and again and again for one key; what the loop around the call takes alone is subtracted. The 99th percentile is of single calls, timed with
 perf_counter_ns, less the median cost of asking the clock twice. A clock that varies shows in `empty_loop_ns`, the time of one turn of an empty loop:
 it is measured beside every figure.
 """
@@ -27,11 +27,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-CORE = {"block_size": 1024, "head_dim": 128, "qg": 8}
-BATCHES = 400
+BATCHES = 64
+CONTEXT_STEP = 256
 CALLS = 10_000
 SINGLE_CALLS = 200_000
 SIZES = (10, 100_000)
+PROBLEMS = tuple(itertools.product((1024, 16, 64), (128, 64), (8, 1, 4, 16)))  # page, head_dim, qg
+
+Asked = tuple[int, int, int, int, int]  # page, head_dim, qg, batch, context
+
+
+def key(i: int) -> Asked:
+    """The key of the i-th winner."""
+    j = i // len(PROBLEMS)
+    return (*PROBLEMS[i % len(PROBLEMS)], j % BATCHES + 1, CONTEXT_STEP * (j // BATCHES + 1))
 
 
 def fill(path: Path, winners: int) -> None:
@@ -46,8 +55,7 @@ def fill(path: Path, winners: int) -> None:
 
     target = Target.named("gfx942")
     problems = [
-        Problem(block_size=page, head_dim=head_dim, qg=qg)
-        for page, head_dim, qg in itertools.product((16, 64, 1024), (64, 128), (1, 4, 8, 16))
+        Problem(block_size=page, head_dim=head_dim, qg=qg) for page, head_dim, qg in PROBLEMS
     ]
     workload = Workload(batch=8, kv_heads=8, context=4096)
     environment = Environment(
@@ -64,13 +72,14 @@ def fill(path: Path, winners: int) -> None:
             "patune_problem",
             [{"id": i, **p.to_dict()} for i, p in enumerate(problems, 1)],
         )
-        rows = range(1, winners + 1)
+        rows = range(winners)
         _add(
             connection,
             "patune_workload",
             [
-                {"id": i, "batch": i, "kv_heads": 8, "context": 4096}
-                for i in range(1, winners // 24 + 2)
+                {"id": j + 1, "batch": batch, "kv_heads": 8, "context": context}
+                for j in range(winners // len(PROBLEMS) + 1)
+                for *_, batch, context in [key(j * len(PROBLEMS))]
             ],
         )
         knobs = canonical_json(knobs_to_dict(default_knobs(problems[0], workload, target)))
@@ -84,17 +93,20 @@ def fill(path: Path, winners: int) -> None:
             "target_id": 1, "environment_id": 1, "status": "ok", "evidence": "emulated", "trials": 1, "state": "fresh", "top": top,
             "created": "2026-11-22T10:42:00Z",
         }  # fmt: skip
-        places = [{"problem_id": i % 24 + 1, "workload_id": i // 24 + 1} for i in rows]
+        places = [
+            {"problem_id": i % len(PROBLEMS) + 1, "workload_id": i // len(PROBLEMS) + 1}
+            for i in rows
+        ]
         _add(
             connection,
             "patune_trial",
-            [{"id": i, **trial, **place} for i, place in zip(rows, places, strict=True)],
+            [{"id": i + 1, **trial, **place} for i, place in zip(rows, places, strict=True)],
         )
         _add(
             connection,
             "patune_winner",
             [
-                {"id": i, "trial_id": i, **winner, **place}
+                {"id": i + 1, "trial_id": i + 1, **winner, **place}
                 for i, place in zip(rows, places, strict=True)
             ],
         )
@@ -115,28 +127,32 @@ def empty_loop_ns(turns: int = 1_000_000) -> float:
     return (time.perf_counter_ns() - started) / turns
 
 
-def warmed(keys: int) -> list[tuple[int, int]]:
-    """(batch, context) of that many warm keys."""
+def warmed(keys: int) -> list[Asked]:
+    """That many keys, all of them stored and asked for before."""
     import patune
 
-    sizes = [(i % BATCHES + 1, 16 * (i // BATCHES) + 16) for i in range(keys)]
-    for batch, context in sizes:
-        patune.lookup(**CORE, batch=batch, context=context)
-    return sizes
+    patune.reload(Path(os.environ["LOOKUP_FOLDER"]) / f"{keys}.db")
+    every = [key(i) for i in range(keys)]
+    for page, head_dim, qg, batch, context in every:
+        answer = patune.lookup(
+            block_size=page, head_dim=head_dim, qg=qg, batch=batch, context=context
+        )
+        assert answer.source == "exact"
+    return every
 
 
-def time_calls(loops: int, asked: list[tuple[int, int]]) -> float:
+def time_calls(loops: int, asked: list[Asked]) -> float:
     """Seconds of `loops` x all calls, less those of the loop."""
     from patune.configs.dispatcher import lookup
 
     turns = range(loops)
     started = time.perf_counter()
     for _ in turns:
-        for batch, context in asked:
-            lookup(block_size=1024, head_dim=128, qg=8, batch=batch, context=context)
+        for page, head_dim, qg, batch, context in asked:
+            lookup(block_size=page, head_dim=head_dim, qg=qg, batch=batch, context=context)
     called = time.perf_counter()
     for _ in turns:
-        for _batch, _context in asked:
+        for _page, _head_dim, _qg, _batch, _context in asked:
             pass
     return (called - started) - (time.perf_counter() - called)
 
@@ -147,8 +163,8 @@ def run_pyperf() -> None:
 
     runner = pyperf.Runner(program_args=(__file__, "--pyperf"))
     for keys, order in itertools.product(SIZES, ("random", "repeated")):
-        sizes: list[tuple[int, int]] = []
-        asked: list[tuple[int, int]] = []
+        sizes: list[Asked] = []
+        asked: list[Asked] = []
 
         def timed(
             loops: int, keys: int = keys, order: str = order, sizes: Any = sizes, asked: Any = asked
@@ -200,9 +216,9 @@ def single_calls(keys: int) -> dict[str, float]:
         a = clock()
         b = clock()
         own.append(b - a)
-    for batch, context in asked:
+    for page, head_dim, qg, batch, context in asked:
         a = clock()
-        lookup(block_size=1024, head_dim=128, qg=8, batch=batch, context=context)
+        lookup(block_size=page, head_dim=head_dim, qg=qg, batch=batch, context=context)
         b = clock()
         taken.append(b - a)
     cost = statistics.median(own)
@@ -230,7 +246,9 @@ def loads(path: Path) -> dict[str, Any]:
         dispatcher.reload(path)
         dispatcher._tables(dispatcher._state, "gfx942")
         started = time.perf_counter()
-        answer = patune.lookup(**CORE, batch=8, context=4096, target="gfx942")
+        answer = patune.lookup(
+            block_size=1024, head_dim=128, qg=8, batch=8, context=256, target="gfx942"
+        )
         lookups.append(time.perf_counter() - started)
     started = time.perf_counter()
     read_packs(dispatcher.PACKS, "sm_90")
@@ -272,7 +290,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "patune.db"
         fill(path, given.winners)
+        for keys in SIZES:
+            fill(Path(folder) / f"{keys}.db", keys)
         environment = {
+            "LOOKUP_FOLDER": folder,
             "PATUNE_DB": str(path),
             "PATUNE_TARGET": "gfx942",
             "PATUNE_WATCH": "0",

@@ -37,10 +37,12 @@ SERVING_WAIT_S = 1.0  # for a locked database, at the first lookup; then it answ
 
 _PROBLEM = ", ".join(f"p.{name}" for name in PROBLEM_FIELDS)
 _TARGET = ", ".join(f"d.{name}" for name in TARGET_FIELDS)
-_LINE = (
-    "w.batch || ' ' || w.kv_heads || ' ' || w.context || ' ' || n.environment_id || ' ' || n.evidence || ' ' || n.created "
-    "|| ' ' || coalesce(t.median_us, t.busiest_simd_slots) || ' ' || t.knobs || {tab} || n.top"
+_FIRST = ("w.batch", "w.kv_heads", "w.context", "n.environment_id", "n.evidence", "n.created", "coalesce(t.median_us, t.busiest_simd_slots)", "t.knobs")  # fmt: skip
+# SQLite joins by printf in half the time of ||; 17 digits, so that no score is rounded.
+_SQLITE_LINE = (
+    f"printf('%d %d %d %d %s %s %!.17g %s' || char(9) || '%s', {', '.join(_FIRST)}, n.top)"
 )
+_POSTGRES_LINE = " || ' ' || ".join(_FIRST) + " || chr(9) || n.top"
 # One row per problem and device: the database joins the winners' texts. As rows of their own 10,000 winners take 75 ms, not 45 (2026-11).
 _WINNERS = """
     SELECT n.target_id, n.problem_id, count(*), {joined}
@@ -50,12 +52,8 @@ _WINNERS = """
     WHERE n.state <> 'retired' AND n.target_id IN (SELECT id FROM patune_target WHERE arch = ?)
     GROUP BY n.target_id, n.problem_id
 """
-SQLITE_WINNERS = _WINNERS.format(joined=f"group_concat({_LINE}, char(10))").replace(
-    "{tab}", "char(9)"
-)
-POSTGRES_WINNERS = _WINNERS.format(joined=f"string_agg({_LINE}, chr(10))").replace(
-    "{tab}", "chr(9)"
-)
+SQLITE_WINNERS = _WINNERS.format(joined=f"group_concat({_SQLITE_LINE}, char(10))")
+POSTGRES_WINNERS = _WINNERS.format(joined=f"string_agg({_POSTGRES_LINE}, chr(10))")
 _BY_ENVIRONMENT = """
     SELECT environment_id, count(*) FROM patune_winner
     WHERE state <> 'retired' AND target_id IN (SELECT id FROM patune_target WHERE arch = ?) GROUP BY environment_id

@@ -154,6 +154,7 @@ STATEMENTS = (
     "ALTER TABLE patune_winner_4 RENAME TO patune_winner",
     "CREATE INDEX ix_patune_winner_trial_id ON patune_winner (trial_id)",
     "CREATE INDEX ix_patune_winner_default_trial_id ON patune_winner (default_trial_id)",
+    "CREATE INDEX ix_patune_winner_environment ON patune_winner (environment_id, target_id, state)",
     "CREATE INDEX ix_patune_blocklist_message_id ON patune_blocklist (message_id)",
     "CREATE INDEX ix_patune_blocklist_trial_id ON patune_blocklist (trial_id)",
     """
