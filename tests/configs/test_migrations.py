@@ -372,8 +372,8 @@ def test_lookups_leave_an_old_database_to_a_command_that_may_write(
 ) -> None:
     monkeypatch.setenv("PATUNE_DB", str(old))
     before = old.read_bytes(), folder(old)
-    assert lookup(**CORE, target="sm_90").source == "default"
-    assert lookup_problem(Problem(**CORE, softcap=True), WORKLOAD, H200).source == "default"
+    assert lookup(**CORE, target="sm_90").source == "heuristic"
+    assert lookup_problem(Problem(**CORE, softcap=True), WORKLOAD, H200).source == "heuristic"
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert warnings == [
         f"Answering without the config database: {old} has schema {schema} and this patune reads {SCHEMA}; "
