@@ -73,7 +73,7 @@ def problems() -> tuple[Problem, ...]:
 
 
 def cases_of(archs: Sequence[str], waves: Sequence[int]) -> list[CheckCase]:
-    """The default knobs of every problem with every number of waves; the gate of a check is left out."""
+    """The default and the safe knobs of every problem with every number of waves; the gate of a check is left out."""
     options = CheckOptions(
         targets=tuple(Target.named(arch) for arch in archs),
         problems=problems(),

@@ -298,7 +298,11 @@ def check_sound(path: Path, problems: Problems) -> None:
     """SQLite's own checks of pages, indices and references."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         for check, good in (("integrity_check", [("ok",)]), ("foreign_key_check", [])):
-            if (found := connection.execute(f"PRAGMA {check}").fetchall()) != good:
+            try:
+                found = connection.execute(f"PRAGMA {check}").fetchall()
+            except sqlite3.Error as error:
+                found = [(str(error),)]
+            if found != good:
                 problems.add("unsound", f"{check}: {found[:3]}")
 
 

@@ -20,7 +20,6 @@ STRESS = (
     "twice",  # a trial is stored twice
     "half trial",  # a trial's message comes in a transaction of its own
     "import per winner",  # each winner of a pack is committed by itself
-    "lost update",  # who outranks whom is decided before the writing transaction
     "stale reader",  # a reader that ignores locks and the log
     "impatient",  # nobody waits for a lock
 )
@@ -44,7 +43,6 @@ def plant(name: str | None, role: str) -> None:
         "twice": _twice,
         "half trial": _half_trial,
         "import per winner": _import_per_winner,
-        "lost update": _lost_update,
         "stale reader": _stale_reader if role == "reader" else nothing,
         "impatient": _impatient,
         "acknowledged early": _acknowledged_early,
@@ -108,31 +106,13 @@ def _half_trial() -> None:
 
 def _import_per_winner() -> None:
     def around(method: Any, store: Store, incoming: Any, *args: Any, **how: Any) -> Any:
-        verdicts = []
+        merged = method(store, [], *args, **how)
         for winner in incoming:
-            verdicts += method(store, [winner], *args, **how)
+            merged.winners.extend(method(store, [winner], *args, **how).winners)
             time.sleep(LOOK_S / 20)
-        return verdicts
+        return merged
 
     _around("merge", around)
-
-
-def _lost_update() -> None:
-    from patune.configs import queries, rows
-    from patune.configs.models import TrialRow
-
-    outranks = queries.outranks
-
-    def around(method: Any, store: Store, trial_id: int, **how: Any) -> Any:
-        with store.transaction(writes=False) as session:
-            trial = session.get_one(TrialRow, trial_id)
-            row = rows.standing(session, trial)
-            known = row is not None and outranks(row, trial)
-        time.sleep(LOOK_S)
-        queries.outranks = lambda row, trial: known
-        return method(store, trial_id, **how)
-
-    _around("promote", around)
 
 
 def _stale_reader() -> None:
@@ -147,6 +127,9 @@ def _stale_reader() -> None:
 
 
 def _impatient() -> None:
+    from patune.configs import sqlite
+
+    sqlite.WRITE_WAIT_S = 0.0
     real = sqlite3.connect
     _connect_with(lambda *args, **how: real(*args, **(how | {"timeout": 0.0})))
 
@@ -198,6 +181,6 @@ def _written_in_place() -> None:
 
 
 def _no_copy() -> None:
-    from patune.configs import database
+    from patune.configs import sqlite
 
-    database._back_up = lambda path, schema: path
+    sqlite._back_up = lambda path, schema: path

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import amd_static  # noqa: E402
 import check_fakes  # noqa: E402
 
-from patune.kernels.defaults import default_knobs  # noqa: E402
+from patune.kernels.defaults import default_knobs, safe_knobs  # noqa: E402
 from patune.kernels.feasibility import unsupported  # noqa: E402
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def test_every_feasible_problem_has_each_number_of_waves_and_its_default_otherwi
     assert {case.problem.block_size for case in built} == {16, 1024}
     for case in built:
         defaults = [default_knobs(case.problem, w, case.target) for w in amd_static.WORKLOADS]
+        defaults.append(safe_knobs(case.problem, case.target))
         plain = {type(k).from_dict({**k.to_dict(), "waves_per_eu": 0}) for k in defaults}
         assert type(case.knobs).from_dict({**case.knobs.to_dict(), "waves_per_eu": 0}) in plain
     assert {case.knobs.waves_per_eu for case in built} == {0, 1, 4}

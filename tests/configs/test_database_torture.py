@@ -34,13 +34,15 @@ from database_plants import KILLS, STRESS  # noqa: E402
 from database_readers import HABITS, Reader, check_dangling  # noqa: E402
 from database_stops import SORTS  # noqa: E402
 from database_writers import Log, Writer  # noqa: E402
+from old_databases import OLD_SCHEMAS  # noqa: E402
 
 from patune.configs.store import Store  # noqa: E402
 
 WRITER = 3
+SEEDS = 4  # a planted bug shows when the processes meet at the right moment, which depends on the machine's load
 
 
-def script(name: str, *arguments: object, code: int) -> dict[str, Any]:
+def script(name: str, *arguments: object, code: int | None) -> dict[str, Any]:
     """The document of a run of one of the scripts, in a process without this one's threads: it forks."""
     done = subprocess.run(
         [sys.executable, BENCHMARKS / f"{name}.py", *map(str, arguments)],
@@ -48,7 +50,7 @@ def script(name: str, *arguments: object, code: int) -> dict[str, Any]:
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
-    assert done.returncode == code, done.stderr + done.stdout[-3000:]
+    assert code in (None, done.returncode), done.stderr + done.stdout[-3000:]
     document: dict[str, Any] = json.loads(done.stdout)
     return document
 
@@ -312,7 +314,7 @@ def test_a_small_stress_finds_nothing() -> None:
 
 @pytest.mark.slow
 def test_some_kills_find_nothing() -> None:
-    kills = Counter({"trials": 10, "import": 6, "migration": 8, "export": 6})
+    kills = Counter({"trials": 10, "import": 6, "migration": 9, "export": 6})
     assert set(kills) == set(SHARES) - {"sweep"}  # tests/tuner/test_fault_campaign.py kills sweeps
     for scene, count in kills.items():
         document = script("database_kills", "--kills", count, "--scene", scene, code=0)
@@ -323,18 +325,23 @@ def test_some_kills_find_nothing() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("plant", STRESS)
 def test_the_stress_sees_a_planted_bug(plant: str) -> None:
-    document = script(
-        "database_stress", "--seconds", 6, "--writers", 4, "--readers", 2, "--plant", plant, code=1
+    how = ("--seconds", 6, "--writers", 4, "--readers", 2, "--plant", plant)
+    documents = (
+        script("database_stress", "--seed", seed, *how, code=None) for seed in range(SEEDS)
     )
-    assert document["wrong"], document
+    assert any(document["wrong"] for document in documents)
 
 
 STRUCK_BY = {
     "acknowledged early": ("trials", 15, {"trials: wrong"}),
     "import per winner": ("import", 6, {"import: half"}),
-    "migration in pieces": ("migration", 8, {"migration from 1: half", "migration from 2: half"}),
+    "migration in pieces": (
+        "migration",
+        8,
+        {f"migration from {schema}: half" for schema in OLD_SCHEMAS},
+    ),
     "written in place": ("export", 20, {"export: half"}),
-    "no copy": ("migration", 10, {"migration from 1: no copy", "migration from 2: no copy"}),
+    "no copy": ("migration", 10, {f"migration from {schema}: no copy" for schema in OLD_SCHEMAS}),
 }
 
 
@@ -342,7 +349,14 @@ STRUCK_BY = {
 @pytest.mark.parametrize("plant", KILLS)
 def test_the_kills_see_a_planted_bug(plant: str) -> None:
     scene, count, sorts = STRUCK_BY[plant]
-    document = script(
-        "database_kills", "--kills", count, "--scene", scene, "--plant", plant, code=1
-    )
-    assert sorts & set(document["wrong"])
+    seen: set[str] = set()
+    for seed in range(SEEDS):  # where the kills fall depends on the machine's load
+        document = script(
+            *("database_kills", "--kills", count, "--seed", seed, "--scene", scene),
+            *("--plant", plant),
+            code=None,
+        )
+        seen |= set(document["wrong"])
+        if sorts & seen:
+            return
+    raise AssertionError(f"{plant} was not seen, only {seen}")

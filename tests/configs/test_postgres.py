@@ -344,7 +344,7 @@ def test_commands_take_a_url(server_database: ServerUrl) -> None:
     where = json.loads(run.invoke(main, ["where", "--db", url, "--json"]).output)
     assert where["database"] == shown
     finding = {f.name: f for f in diagnose(ServerUrl(url)).findings}["database"]
-    assert (finding.state, finding.detail) == ("ok", f"{shown} (answers; 1 winners)")
+    assert (finding.state, finding.detail) == ("ok", f"{shown} (1 winners)")
     bad = run.invoke(main, ["list", "--db", "mysql://me:wr0ng@host/name"])
     assert bad.exit_code == 2
     assert "allowed: a file, or a postgresql:// URL" in bad.output
@@ -356,7 +356,7 @@ def test_doctor_says_what_a_server_answers(server_place: ServerUrl) -> None:
         found = {f.name: f for f in diagnose(place).findings}["database"]
         return found.state, found.detail
 
-    empty = f"{server_place} answers (no tables yet; a sweep creates them)"
+    empty = f"{server_place} (none yet; a sweep creates it)"
     assert finding(server_place) == ("note", empty)
     state, detail = finding(ServerUrl("postgresql://me:wr0ng@127.0.0.1:1/patune"))
     assert state == "broken"
