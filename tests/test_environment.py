@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import io
+import itertools
 import re
+import tokenize
 from pathlib import Path
+
+import pytest
 
 import patune.kernels
 from patune.environment import (
@@ -81,3 +87,30 @@ def test_changes_are_the_fields_that_differ() -> None:
         "fp_fusion": (True, False),
         "kernel_source_hash": (stored.kernel_source_hash, "5" * 64),
     }
+
+
+def by_tokenizer(source: str) -> str:
+    """The code of a source by Python's own tokenizer and a walk over the whole tree."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            docstring = node.body[0]
+            for row in range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1):
+                lines[row - 1] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*SHARED_SOURCES, *itertools.chain(*FAMILY_SOURCES.values())})
+)
+def test_the_scanner_sees_what_the_tokenizer_sees(name: str) -> None:
+    folder = Path(patune.kernels.__file__).parent
+    source = (folder / f"{name}.py").read_text(encoding="utf-8")
+    assert code_of(source) == by_tokenizer(source)
+    assert by_tokenizer(source) != source
