@@ -282,15 +282,6 @@ def readable(rows: Iterable[RowT], parse: Callable[[RowT], ValueT]) -> list[Valu
     return values
 
 
-def standing(session: Session, trial: TrialRow) -> WinnerRow | None:
-    """The winner of a trial's key, retired or not."""
-    return session.scalars(
-        select(WinnerRow).filter_by(
-            target_id=trial.target_id, problem_id=trial.problem_id, workload_id=trial.workload_id
-        )
-    ).one_or_none()
-
-
 def key_ids(
     session: Session, target: Target, problem: Problem, workload: Workload
 ) -> dict[str, int] | None:
