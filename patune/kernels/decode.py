@@ -172,9 +172,9 @@ def _window_tokens(sliding_window: int) -> int:
 
 def forget_steps() -> None:
     """Drop what was resolved per signature: the next call of each looks its knobs up again."""
-    global _changed
+    global _changed, _steps
     _changed = _changed or bool(_steps)
-    _steps.clear()
+    _steps = {}  # a call that is resolving meanwhile keeps its step in the old one, which nobody asks again
 
 
 def _decode_on_cpu(
@@ -208,8 +208,9 @@ def _decode_on_gpu(
     knobs: Knobs | None,
 ) -> torch.Tensor:
     key = _signature(tensors, scalars, out, workspace, lse is not None, knobs)
+    steps = _steps
     try:
-        step = _steps.get(key)
+        step = steps.get(key)
     except TypeError:  # a scalar that cannot be hashed: resolving says which
         step = None
     new = step is None
@@ -224,12 +225,13 @@ def _decode_on_gpu(
         except Exception as error:
             if not step.replaceable or not blames_knobs(error):
                 raise
-            _steps.pop(key, None)
+            steps.pop(key, None)
             new, step = True, _launch_others(error, step, scalars, every, workspace)
+            steps = _steps  # giving up made a new one
     if new:
-        if len(_steps) >= MAX_STEPS:
-            _steps.clear()
-        _steps[key] = step
+        if len(steps) >= MAX_STEPS:
+            steps.clear()
+        steps[key] = step
     return out
 
 

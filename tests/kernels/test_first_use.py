@@ -197,6 +197,19 @@ def test_a_workspace_of_another_type_is_refused_whatever_changed(device: Device)
         run(workspace=torch.empty(4, dtype=torch.float16, device="meta"))
 
 
+def test_a_step_that_was_resolved_before_a_reload_is_not_kept(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned(*args: Any, **buffers: Any) -> list[KernelCall]:
+        forget_steps()  # another thread's reload, between the lookup and the launch
+        return device.plan(*args, **buffers)
+
+    monkeypatch.setattr(decode, "plan_decode", planned)
+    run()
+    assert device.launched == [KNOBS]
+    assert steps() == []
+
+
 def test_an_override_has_steps_of_its_own(device: Device) -> None:
     run()
     token = forced.set(("an override",))
