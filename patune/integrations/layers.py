@@ -20,6 +20,26 @@ if TYPE_CHECKING:
 DTYPES_ALLOWED = "torch.bfloat16 or torch.float16"
 
 
+def target_of(device: torch.device, *, alternative: str) -> Target | None:
+    """The target of an engine's device; None for the CPU, whose tensors the oracle computes.
+
+    Args:
+        device: where the layers will run.
+        alternative: what to run there instead.
+
+    Raises:
+        UnsupportedProblemError: no kernel family serves it.
+    """
+    from patune.kernels import decode
+
+    if device.type == "cpu":
+        return None
+    try:
+        return decode._target_of(decode._device_index(device))
+    except UnsupportedProblemError as error:
+        raise UnsupportedProblemError(f"{error} Use {alternative} instead.") from error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionLayer:
     """One attention layer as its engine describes it.

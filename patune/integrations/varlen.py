@@ -64,6 +64,7 @@ def varlen_attention(
         )  # fmt: skip
     from torch.nn.attention.varlen import AuxRequest
 
+    out: torch.Tensor
     out, lse = _flash()(
         query, key, value, cu_query, cu_key, max_query, max_key,
         scale=softmax_scale,
