@@ -58,7 +58,7 @@ class PromptsFirst(schedulers.PrefillFirstScheduler):
 
 @dataclass(frozen=True)
 class Row:
-    """One way to serve: an implementation, how it gets its block tables, and whether its decode steps are CUDA graphs."""
+    """One way to serve: an implementation, how it gets its block tables, and whether its decode steps may be CUDA graphs (then it has its defaults)."""
 
     label: str
     implementation: str
@@ -72,8 +72,8 @@ def rows(patune_name: str) -> list[Row]:
         Row(f"{prefix}sdpa", f"{prefix}sdpa"),
         Row("paged|eager", "paged|eager"),
         Row("patune, tables from slots", patune_name, block_tables=False),
-        Row("patune", patune_name),
-        Row("patune, CUDA graphs", patune_name, graphs=True),
+        Row("patune, no CUDA graphs", patune_name),
+        Row("patune", patune_name, graphs=True),
     ]
 
 
@@ -104,7 +104,7 @@ def serve(
     config = ContinuousBatchingConfig(
         **{named: page}, num_blocks=len(prompts) * pages, max_batch_tokens=context,
         scheduler_type="prompts_first", return_logprobs=True, allow_block_sharing=False,
-        use_cuda_graph=(False, row.graphs), use_async_batching=row.graphs,
+        **({} if row.graphs else {"use_cuda_graph": False, "use_async_batching": False}),
     )  # fmt: skip
     generation = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0

@@ -85,7 +85,11 @@ def _admitting(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _granting(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Grant block tables to a model of ours whose layers all have one, and check its page size."""
+    """Grant block tables to a model of ours whose layers all have one, and check its page size.
+
+    With block tables, decode steps become CUDA graphs and steps overlap, unless the caller says otherwise: what transformers does for FlashAttention.
+    """
+    import torch
 
     def ensure_decode_fast_path_is_available(
         config: Any, cb_config: Any, user_requested: bool
@@ -95,6 +99,11 @@ def _granting(original: Callable[..., Any]) -> Callable[..., Any]:
         check_config(config, block_size=page_size(cb_config))
         if not _block_tables or has_sliding_layers(config):
             cb_config.max_blocks_per_request = 0
+        if cb_config.max_blocks_per_request and torch.cuda.is_available():
+            if cb_config.use_cuda_graph is None:
+                cb_config.use_cuda_graph = (False, True)  # prefill, decode
+            if cb_config.use_async_batching is None:
+                cb_config.use_async_batching = any(cb_config.cuda_graph_booleans)
         return None
 
     return ensure_decode_fast_path_is_available
