@@ -126,7 +126,7 @@ def paged_attention(
 
 
 # a compiler would copy the whole cache for every layer that writes into it
-uncompiled_paged_attention = torch.compiler.disable(paged_attention)
+uncompiled_paged_attention = torch.compiler.disable(paged_attention)  # type: ignore[no-untyped-call]
 
 
 def _number(module: torch.nn.Module) -> int:

@@ -12,7 +12,10 @@ SHIPPED = sorted(PACKS.rglob("*.json"))
 
 
 def test_there_are_some() -> None:
-    assert [path.relative_to(PACKS).as_posix() for path in SHIPPED] == ["sm_90/nvidia_h200.json"]
+    assert [path.relative_to(PACKS).as_posix() for path in SHIPPED] == [
+        "sm_90/nvidia_h200.json",
+        "sm_90/nvidia_h200_nhd.json",
+    ]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
@@ -25,7 +28,11 @@ def test_a_shipped_pack_is_usable(path: object) -> None:
         assert winner.knobs not in beside
         assert winner.speedup.ratio >= 1.0  # over the default, in turns; a tie is exactly 1
         assert winner.target.arch == path.parent.name
-        assert winner.target.device_name.lower().replace(" ", "_") == path.stem
+        device, layout = (
+            winner.target.device_name.lower().replace(" ", "_"),
+            winner.problem.kv_layout,
+        )
+        assert path.stem == (device if layout == "aiter" else f"{device}_{layout}")
         assert winner.evidence == "measured"
         assert is_feasible(winner.knobs, winner.problem, winner.target) is None
 
