@@ -65,7 +65,7 @@ $(TRANSFORMERS517)/.run: $(VENV)/.dev constraints/transformers517.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps --upgrade --target $(TRANSFORMERS517) --requirement constraints/transformers517.txt
 	touch $@
 
-$(VLLM)/.run: $(INPUTS) constraints/base.txt constraints/vllm.txt scripts/install_vllm.sh
+$(VLLM)/.run: $(INPUTS) constraints/vllm.txt scripts/install_vllm.sh
 	scripts/install_vllm.sh $(VLLM)
 	touch $@
 
