@@ -9,13 +9,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 import patune
 
 PACKAGE = Path(patune.__file__).parent
 FORBIDDEN = {  # layer -> what it must not import
-    "patune.kernels": ("patune.tuner", "patune.configs"),
-    "patune.emulator": ("patune.tuner", "patune.configs"),
-    "patune.configs": ("patune.tuner",),
+    "patune.kernels": ("patune.tuner", "patune.configs", "patune.integrations"),
+    "patune.emulator": ("patune.tuner", "patune.configs", "patune.integrations"),
+    "patune.configs": ("patune.tuner", "patune.integrations"),
+    "patune.tuner": ("patune.integrations",),
+    "patune.integrations": ("patune.tuner",),
     "patune": (
         "patune.cli",
         "patune.terminal",
@@ -133,6 +137,8 @@ def test_the_rule_sees_a_planted_violation() -> None:
         ("patune.tuner.simulate", "from patune import simulate_view", 1),
         ("patune.configs.store", "from patune.sweep_view import print_report", 1),
         ("patune.kernels.decode", "from patune.configs.dispatcher import lookup", 1),
+        ("patune.tuner.sweep", "from patune.integrations.layers import AttentionLayer", 1),
+        ("patune.integrations.vllm", "def f():\n    import patune.tuner.sweep", 2),
     ]
     for importer, source, line in planted:
         found = violations(imports_in(source, importer))
@@ -152,6 +158,13 @@ def loaded_modules(statement: str) -> set[str]:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang"])
+def test_importing_an_integration_loads_no_engine(engine: str) -> None:
+    """SGLang's and vLLM's plugin loaders import it in every process; registering imports what is needed."""
+    loaded = loaded_modules(f"import patune.integrations.{engine}")
+    assert loaded.isdisjoint({"transformers", "vllm", "sglang", "optuna", "sqlalchemy", "sqlite3"})
 
 
 def test_importing_patune_loads_nothing_heavy() -> None:
