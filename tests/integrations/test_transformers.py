@@ -151,10 +151,15 @@ def test_other_implementations_are_served_as_before() -> None:
 
 
 def test_registering_twice_changes_nothing() -> None:
-    from transformers.generation.continuous_batching import continuous_api, initialization
+    from transformers.generation.continuous_batching import (
+        continuous_api,
+        initialization,
+        input_outputs,
+    )
 
     def hooked() -> tuple[Any, ...]:
         return (
+            input_outputs.ContinuousBatchingAsyncIOs.reset,
             continuous_api.ContinuousBatchingManager.switch_to_cb_friendly_attn,
             initialization.ensure_decode_fast_path_is_available,
             *(transformers.AttentionInterface()[name] for name in NAMES),
@@ -163,8 +168,9 @@ def test_registering_twice_changes_nothing() -> None:
     before = hooked()
     assert register() == ("paged|patune" if models.PREFIXED else "patune")
     assert hooked() == before
-    original = getattr(before[0], transformers_hooks.WRAPPED)
-    assert not hasattr(original, transformers_hooks.WRAPPED)
+    for wrapped in before[:3]:
+        original = getattr(wrapped, transformers_hooks.WRAPPED)
+        assert not hasattr(original, transformers_hooks.WRAPPED)
 
 
 def test_either_name_serves() -> None:

@@ -44,6 +44,25 @@ def test_decode_steps_in_cuda_graphs(name: str, page: int, asynchronous: bool) -
     assert models.largest_gap(model, inputs, mine.tokens) <= models.TIE[torch.float16]
 
 
+def test_inputs_that_are_cleared_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers clears the inputs of asynchronous batches on one stream and fills them on another: here the GPU is busy with something else meanwhile."""
+    from transformers.generation.continuous_batching.input_outputs import HostDeviceIOPair
+
+    real = HostDeviceIOPair.reset
+
+    def late(self: HostDeviceIOPair) -> None:
+        torch.cuda._sleep(400_000_000)  # cycles: 0.2 s
+        real(self)
+
+    monkeypatch.setattr(HostDeviceIOPair, "reset", late)
+    model, inputs = models.make_model("llama", device="cuda"), models.prompts((5, 37, 130))
+    mine = models.generate(
+        model, register(), inputs, page=64, use_cuda_graph=(False, True), use_async_batching=True,
+    )  # fmt: skip
+    assert mine.errors == []
+    assert models.largest_gap(model, inputs, mine.tokens) <= models.TIE[torch.float16]
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_all_steps_in_cuda_graphs(name: str) -> None:
     model, inputs = models.make_model(name, device="cuda"), models.prompts()
