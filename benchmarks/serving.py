@@ -206,7 +206,7 @@ def main() -> None:
         | {"patune": patune.__version__, "python": platform.python_version()},
         "parameters": parameters,
         "rows": table,
-        "lookups": patune.stats(),
+        "lookups": {k: v for k, v in patune.stats().items() if k in ("lookups", "misses")},
     }
     if options.json:
         options.json.write_text(json.dumps(document, indent=1, default=str) + "\n")
