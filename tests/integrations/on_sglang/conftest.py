@@ -11,9 +11,11 @@ try:
 except PackageNotFoundError:
     collect_ignore_glob = ["test_*.py"]
 else:
+    import sgl_kernel_stub
     import torchvision_stub
 
     torchvision_stub.stand_in_where_missing()
+    sgl_kernel_stub.stand_in_where_missing()
 
 SINGLE_DEVICE = {"dcp_enabled": False, "attn_dcp_size": 1, "attn_cp_size": 1}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import sgl_kernel_stub
 import torchvision_stub
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 def seen() -> dict[str, object]:
     """Load SGLang's plugins twice, as servers may; what the process has then."""
     torchvision_stub.stand_in_where_missing()
+    sgl_kernel_stub.stand_in_where_missing()
     import torch
     from sglang.srt import plugins
     from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES

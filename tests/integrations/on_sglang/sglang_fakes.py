@@ -1,4 +1,4 @@
-"""SGLang's own pools, layers and batches on the CPU, in a stand-in for the one thing that needs a server: the model runner."""
+"""SGLang's own pools, layers and batches on any device, in a stand-in for the one thing that needs a server: the model runner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 PADDING_ROW = 0  # of the request table: SGLang gives it to no request
 
@@ -39,18 +39,19 @@ class Server:
     layers: Sequence[RadixAttention] = ()
     window_layers: Sequence[int] = ()
     seed: int = 0
+    device: str = "cpu"
     history: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
-        self.requests_table = ReqToTokenPool(self.requests, self.context, "cpu", False)
+        self.requests_table = ReqToTokenPool(self.requests, self.context, self.device, False)
         self.pool = self._pool()
         order = torch.randperm(self.pages, generator=torch.Generator().manual_seed(self.seed)) + 1
         self.free_pages = order.tolist()  # page 0 is SGLang's padding page
         if not self.layers:
             self.layers = (self.layer(),)
         self.runner = SimpleNamespace(
-            device="cpu",
+            device=self.device,
             dtype=self.dtype,
             page_size=self.page_tokens,
             kv_cache_dtype=self.pool.dtype,
@@ -66,7 +67,7 @@ class Server:
                 token_to_kv_pool_allocator=None,
                 token_to_kv_pool=self.pool,
                 page_size=self.page_tokens,
-                device="cpu",
+                device=self.device,
             ),
         )
 
@@ -76,7 +77,7 @@ class Server:
             "dtype": self.kv_dtype or self.dtype,
             "head_num": self.kv_heads,
             "head_dim": self.head_dim,
-            "device": "cpu",
+            "device": self.device,
             "enable_memory_saver": False,
         }
         tokens = self.pages * self.page_tokens
@@ -94,7 +95,7 @@ class Server:
         pages = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randperm(self.pages) + 1])
         offsets = torch.arange(self.page_tokens)
         mapping = (pages[:, None] * self.page_tokens + offsets).flatten()
-        pool.register_mapping(torch.cat([mapping, torch.tensor([-1])]))
+        pool.register_mapping(torch.cat([mapping, torch.tensor([-1])]).to(self.device))
         return pool
 
     def layer(self, layer_id: int = 0, **options: Any) -> RadixAttention:
@@ -111,16 +112,20 @@ class Server:
         """Give a request room for so many more tokens; their slots."""
         row = self.requests_table.req_to_token[request]
         have = len(self.history[request][0]) if request in self.history else 0
+        page = int(row[have - 1]) // self.page_tokens if have else 0
+        slots = []
         for position in range(have, have + tokens):
             if position % self.page_tokens == 0:
                 page = self.free_pages.pop()
-            else:
-                page = int(row[position - 1]) // self.page_tokens
-            row[position] = page * self.page_tokens + position % self.page_tokens
+            slots.append(page * self.page_tokens + position % self.page_tokens)
+        row[have : have + tokens] = torch.tensor(slots, dtype=row.dtype)
         return row[have : have + tokens].long()
 
     def random(self, tokens: int, heads: int) -> torch.Tensor:
-        return torch.randn(tokens, heads, self.head_dim).to(self.dtype)
+        return torch.randn(tokens, heads, self.head_dim).to(self.dtype).to(self.device)
+
+    def integers(self, values: Iterable[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.tensor([*values], dtype=dtype).to(self.device)
 
     def batch(self, mode: ForwardMode, new: dict[int, int], spec_info: Any = None) -> tuple:
         """A batch that adds so many tokens to each request; (batch, q, k, v), flat as a model hands them over."""
@@ -132,28 +137,27 @@ class Server:
             none = torch.zeros(0, self.kv_heads, self.head_dim)
             old = self.history.get(request, (none, none))
             self.history[request] = (
-                torch.cat([old[0], key.float()]),
-                torch.cat([old[1], value.float()]),
+                torch.cat([old[0], key.float().cpu()]),
+                torch.cat([old[1], value.float().cpu()]),
             )
         counted = [p + n for p, n in zip(prefixes, new.values(), strict=True)]
         lengths = prefixes if mode.is_target_verify() else counted
         total = sum(new.values())
+        positions = torch.cat([torch.arange(p, c) for p, c in zip(prefixes, counted, strict=True)])
         batch = ForwardBatch(
             forward_mode=mode,
             batch_size=len(new),
-            input_ids=torch.zeros(total, dtype=torch.int64),
-            req_pool_indices=torch.tensor(list(new), dtype=torch.int64),
-            seq_lens=torch.tensor(lengths, dtype=torch.int64),
+            input_ids=self.integers([0] * total),
+            req_pool_indices=self.integers(new),
+            seq_lens=self.integers(lengths),
             out_cache_loc=torch.cat(slots),
             seq_lens_sum=sum(lengths),
-            positions=torch.cat(
-                [torch.arange(p, c) for p, c in zip(prefixes, counted, strict=True)]
-            ),
+            positions=positions.to(self.device),
             spec_info=spec_info,
         )
         if mode.is_extend() and not mode.is_target_verify():
-            batch.extend_seq_lens = torch.tensor(list(new.values()), dtype=torch.int32)
-            batch.extend_prefix_lens = torch.tensor(prefixes, dtype=torch.int32)
+            batch.extend_seq_lens = self.integers(new.values(), torch.int32)
+            batch.extend_prefix_lens = self.integers(prefixes, torch.int32)
             batch.extend_seq_lens_cpu = list(new.values())
             batch.extend_prefix_lens_cpu = prefixes
             batch.extend_num_tokens = total
@@ -170,7 +174,7 @@ class Server:
         sinks: torch.Tensor | None = None,
         softcap: float = 0.0,
     ) -> torch.Tensor:
-        """Naive float32 attention of the newest tokens of each request, [tokens, q_heads * head_dim].
+        """Naive float32 attention of the newest tokens of each request, [tokens, q_heads * head_dim]; on the CPU.
 
         Args:
             query: as the model hands it over.
@@ -179,7 +183,7 @@ class Server:
             sinks: [q_heads].
             softcap: 0 is none.
         """
-        rows = query.view(-1, self.q_heads, self.head_dim).float().split(list(new.values()))
+        rows = query.view(-1, self.q_heads, self.head_dim).float().cpu().split([*new.values()])
         out = []
         for request, rows_of_one in zip(new, rows, strict=True):
             keys, values = self.history[request]
@@ -206,7 +210,7 @@ class Server:
             if softcap:
                 scores = softcap * torch.tanh(scores / softcap)
             if sinks is not None:
-                scores = torch.cat([scores, sinks[head].float().view(1)])
+                scores = torch.cat([scores, sinks[head].float().cpu().view(1)])
             weights = torch.softmax(scores, 0)[: len(keys)]
             heads.append(weights @ values[:, shared])
         return torch.stack(heads)

@@ -62,16 +62,17 @@ class Graph:
         self.batch = ForwardBatch(
             forward_mode=VERIFY if spec else DECODE,
             batch_size=rows,
-            input_ids=torch.zeros(tokens, dtype=torch.int64),
-            req_pool_indices=torch.full((rows,), PADDING_ROW, dtype=torch.int64),
-            seq_lens=torch.full((rows,), backend.get_cuda_graph_seq_len_fill_value()),
-            out_cache_loc=torch.zeros(tokens, dtype=torch.int64),
+            input_ids=server.integers([0] * tokens),
+            req_pool_indices=server.integers([PADDING_ROW] * rows),
+            seq_lens=server.integers([backend.get_cuda_graph_seq_len_fill_value()] * rows),
+            out_cache_loc=server.integers([0] * tokens),
             seq_lens_sum=rows,
-            positions=torch.zeros(tokens, dtype=torch.int64),
+            positions=server.integers([0] * tokens),
             spec_info=spec,
         )
-        self.query = torch.zeros(tokens, server.q_heads * server.head_dim, dtype=server.dtype)
-        self.key = torch.zeros(tokens, server.kv_heads, server.head_dim, dtype=server.dtype)
+        like = {"dtype": server.dtype, "device": server.device}
+        self.query = torch.zeros(tokens, server.q_heads * server.head_dim, **like)
+        self.key = torch.zeros(tokens, server.kv_heads, server.head_dim, **like)
         self.value = self.key.clone()
         with NoHostReads():
             backend.init_forward_metadata_out_graph(self.batch, in_capture=True)
@@ -80,8 +81,14 @@ class Graph:
 
     def replay(self, new: dict[int, int], live: Any, layer: Any) -> torch.Tensor:
         """Copy a batch into the static inputs, the rest padded, and run what was recorded."""
+        self.load(live)
+        self.backend.init_forward_metadata_in_graph(self.batch)  # recorded, so the graph repeats it
+        out = self.backend.forward(self.query, self.key, self.value, layer, self.batch)
+        return self.checked(out, len(new))
+
+    def load(self, live: Any) -> None:
+        """What a runner does on the host before a replay."""
         batch, q, k, v = live
-        real = len(new)
         fill = self.backend.get_cuda_graph_seq_len_fill_value()
         for static, values, padding in (
             (self.batch.req_pool_indices, batch.req_pool_indices, PADDING_ROW),
@@ -94,12 +101,12 @@ class Graph:
             static.fill_(padding)
             static[: len(values)] = values
         with NoHostReads():
-            self.backend.init_forward_metadata_out_graph(
-                self.batch
-            )  # what a runner calls at replay
+            self.backend.init_forward_metadata_out_graph(self.batch)
         assert self.backend.forward_metadata is self.metadata
-        self.backend.init_forward_metadata_in_graph(self.batch)  # recorded, so the graph repeats it
-        out = self.backend.forward(self.query, self.key, self.value, layer, self.batch)
+
+    def checked(self, out: torch.Tensor, real: int) -> torch.Tensor:
+        """The real rows' results; the padding is harmless and has the lengths that it should have."""
+        fill = self.backend.get_cuda_graph_seq_len_fill_value()
         drafts = self.query_length if self.batch.spec_info else 0
         assert set(self.metadata.lengths[real:].tolist()) <= {fill + drafts}
         assert torch.isfinite(out).all()
