@@ -22,7 +22,8 @@ def write_tokens(
     if scale is None:
         cache[page, :, place] = new.to(cache.dtype)
         return
-    stored = (new.float() / scale).to(cache.dtype)  # torch saturates
+    limit = torch.finfo(cache.dtype).max  # torch before 2.13 makes NaN of what is larger
+    stored = (new.float() / scale).clamp_(-limit, limit).to(cache.dtype)
     # torch moves fp8 values as bytes everywhere, as fp8 only in some operations
     cache.view(torch.uint8)[page, :, place] = stored.view(torch.uint8)
 

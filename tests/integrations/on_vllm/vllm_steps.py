@@ -1,4 +1,7 @@
-"""One step of a served batch, made of vLLM's own classes, and naive attention over the same sequences."""
+"""One step of a served batch, made of vLLM's own classes, and naive attention over the same sequences.
+
+What vLLM keeps on the device lies on the shape's; keys, values and what is expected stay on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ class Shape:
     sinks: bool = False
     softcap: float | None = None
     speculated: int = 0
+    device: str = "cpu"
 
     @property
     def spec(self) -> FullAttentionSpec:
@@ -54,7 +58,7 @@ class Shape:
 
     def config(self) -> VllmConfig:
         config = VllmConfig(
-            device_config=DeviceConfig("cpu"), cache_config=CacheConfig(block_size=self.page)
+            device_config=DeviceConfig(self.device), cache_config=CacheConfig(block_size=self.page)
         )
         config.model_config = SimpleNamespace(
             get_num_attention_heads=lambda _: self.q_heads,
@@ -82,7 +86,7 @@ class Shape:
             return PatuneImpl(**arguments)
 
     def builder(self) -> PatuneMetadataBuilder:
-        return PatuneMetadataBuilder(self.spec, LAYERS, self.config(), torch.device("cpu"))
+        return PatuneMetadataBuilder(self.spec, LAYERS, self.config(), torch.device(self.device))
 
 
 def allocate(shape: Shape, pages: int) -> torch.Tensor:
@@ -105,10 +109,10 @@ def allocate(shape: Shape, pages: int) -> torch.Tensor:
         kv_cache_tensors=[tensor],
         kv_cache_groups=[KVCacheGroupSpec(LAYERS, spec)],
     )
-    views = allocate_kv_cache(config, torch.device("cpu"), layout)
+    views = allocate_kv_cache(config, torch.device(shape.device), layout)
     view = views[LAYERS[1]]
     assert view.shape == (pages, shape.kv_heads, shape.page, 2 * shape.head_dim)
-    storage = torch.empty(0, dtype=torch.uint8).set_(view.untyped_storage())
+    storage = torch.empty(0, dtype=torch.uint8, device=view.device).set_(view.untyped_storage())
     storage.fill_(POISON)
     return view
 
@@ -138,15 +142,15 @@ class Step:
         self.values = [normal(total, heads, dim) for total in totals]
         self.tokens = sum(new for _, new in sequences)
         self.padded_tokens = max(self.tokens, padded_tokens)
-        self.query = normal(self.padded_tokens, shape.q_heads, dim)
-        self.sinks = normal(shape.q_heads) if shape.sinks else None
+        self.query = normal(self.padded_tokens, shape.q_heads, dim).to(shape.device)
+        self.sinks = normal(shape.q_heads).to(shape.device) if shape.sinks else None
         self._place(totals, draw, len(sequences) + padded_sequences)
         self._describe(totals, padded_sequences, optimism)
         self.impl = shape.impl(**({} if self.sinks is None else {"sinks": self.sinks}))
         k_scale, v_scale = (0.5, 0.25) if shape.cache.startswith("fp8") else (1.0, 1.0)
         self.layer = SimpleNamespace(
-            _k_scale=torch.tensor(k_scale, dtype=torch.float32),
-            _v_scale=torch.tensor(v_scale, dtype=torch.float32),
+            _k_scale=torch.tensor(k_scale, dtype=torch.float32, device=shape.device),
+            _v_scale=torch.tensor(v_scale, dtype=torch.float32, device=shape.device),
         )
 
     def _place(self, totals: list[int], draw: torch.Generator, rows: int) -> None:
@@ -172,17 +176,18 @@ class Step:
             for slots, (computed, _) in zip(self.slots, self.sequences, strict=True)
         ]
         self.slot_mapping[: self.tokens] = torch.cat(new)
+        device = self.shape.device
         self.common = CommonAttentionMetadata(
-            query_start_loc=starts,
+            query_start_loc=starts.to(device),
             query_start_loc_cpu=starts.clone(),
-            seq_lens=contexts,
+            seq_lens=contexts.to(device),
             seq_lens_cpu_upper_bound=contexts + optimism,
             num_reqs=len(lengths),
             num_actual_tokens=self.padded_tokens if padded_sequences else self.tokens,
             max_query_len=max(lengths),
             max_seq_len=max(totals) + optimism,
-            block_table_tensor=self.table,
-            slot_mapping=self.slot_mapping,
+            block_table_tensor=self.table.to(device),
+            slot_mapping=self.slot_mapping.to(device),
         )
 
     def metadata(self) -> PatuneMetadata:
@@ -190,19 +195,31 @@ class Step:
 
     def fill(self, cache: torch.Tensor) -> None:
         """History first, then the step's new tokens with their padding, each by one write."""
-        old, new = zip(*((slice(0, c), slice(c, None)) for c, _ in self.sequences), strict=True)
-        slots = torch.cat([s[part] for s, part in zip(self.slots, old, strict=True)])
-        self._write(cache, old, slots)
-        self._write(cache, new, self.slot_mapping)
+        self.fill_history(cache)
+        slots = self.common.slot_mapping
+        self.impl.do_kv_cache_update(self.layer, *self.new_tokens(), cache, slots)
 
-    def _write(self, cache: torch.Tensor, parts: tuple[slice, ...], slots: torch.Tensor) -> None:
-        key = torch.cat([k[part] for k, part in zip(self.keys, parts, strict=True)])
-        value = torch.cat([v[part] for v, part in zip(self.values, parts, strict=True)])
-        padding = len(slots) - len(key)
-        pad = key.new_full((padding, *key.shape[1:]), 77.0)
-        self.impl.do_kv_cache_update(
-            self.layer, torch.cat([key, pad]), torch.cat([value, pad]), cache, slots
-        )
+    def fill_history(self, cache: torch.Tensor) -> None:
+        parts = [slice(0, computed) for computed, _ in self.sequences]
+        slots = torch.cat([s[part] for s, part in zip(self.slots, parts, strict=True)])
+        if len(slots):
+            tokens = self._tokens(parts, len(slots))
+            self.impl.do_kv_cache_update(self.layer, *tokens, cache, slots.to(self.shape.device))
+
+    def new_tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the step's tokens, padding included."""
+        parts = [slice(computed, None) for computed, _ in self.sequences]
+        return self._tokens(parts, self.padded_tokens)
+
+    def _tokens(self, parts: list[slice], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """These parts of every sequence, padded to ``count`` tokens."""
+
+        def packed(sequences: list[torch.Tensor]) -> torch.Tensor:
+            tokens = torch.cat([s[part] for s, part in zip(sequences, parts, strict=True)])
+            padding = tokens.new_full((count - len(tokens), *tokens.shape[1:]), 77.0)
+            return torch.cat([tokens, padding]).to(self.shape.device)
+
+        return packed(self.keys), packed(self.values)
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The step's output, padding included, and the cache after it. Rows nobody wrote hold 7."""
@@ -216,9 +233,9 @@ class Step:
         return output, cache
 
     def expected(self) -> torch.Tensor:
-        rows, start = [], 0
+        rows, start, queries = [], 0, self.query.cpu().float()
         for key, value, (computed, new) in zip(self.keys, self.values, self.sequences, strict=True):
-            query = self.query[start : start + new].float()
+            query = queries[start : start + new]
             rows.append(
                 self._attend(
                     query, self._stored(key, "_k_scale"), self._stored(value, "_v_scale"), computed
@@ -231,7 +248,7 @@ class Step:
         """What the cache gives back."""
         if not self.shape.cache.startswith("fp8"):
             return new.float()
-        factor = getattr(self.layer, scale)
+        factor = getattr(self.layer, scale).item()
         return (new.float() / factor).clamp(-448, 448).to(FP8).float() * factor
 
     def _attend(
@@ -249,7 +266,7 @@ class Step:
                     scores = self.shape.softcap * torch.tanh(scores / self.shape.softcap)
                 logits = scores
                 if self.sinks is not None:
-                    logits = torch.cat([scores, self.sinks[head : head + 1].float()])
+                    logits = torch.cat([scores, self.sinks[head : head + 1].cpu().float()])
                 weights = torch.softmax(logits, 0)[: len(scores)]
                 out[i, head] = weights @ value[seen, head // group]
         return out
