@@ -1,7 +1,6 @@
 """Causal attention over packed sequences of any lengths: the prefill and mixed steps of an engine, which patune's decode kernels do not compute.
 
-On a GPU this is torch's ``varlen_attn`` (FlashAttention). Where that does not compute a case (CPU tensors, a soft-cap, torch before 2.13 with
-``key_lengths``) the sequences are computed one after the other in float32: right and slow, and it waits for the GPU to read the lengths.
+On a GPU this is torch's ``varlen_attn`` (FlashAttention). Where that does not compute a case (CPU tensors, a soft-cap, ``key_lengths`` with torch 2.11) the sequences are computed one after the other in float32: right and slow, and it waits for the GPU to read the lengths.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ def _flash_parameters() -> frozenset[str]:
 
 @functools.cache
 def _flash() -> Callable[..., Any]:
-    """``varlen_attn`` for grouped query heads: torch before 2.12 takes them without being told."""
+    """``varlen_attn`` for grouped query heads: torch 2.11 takes them without being told."""
     from torch.nn.attention.varlen import varlen_attn
 
     grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _flash_parameters() else {}
