@@ -9,7 +9,7 @@ TRITON36 := .venvs/triton36
 TRANSFORMERS517 := .venvs/transformers517
 VLLM := .venvs/vllm
 SGLANG := .venvs/sglang
-INPUTS := pyproject.toml constraints/base.txt scripts/install.sh
+INPUTS := pyproject.toml constraints/base.txt scripts/install.sh scripts/find_python.sh
 ARGS ?=
 
 .PHONY: sweep test lint types compile-check compile-check-newest compile-check-triton36 clean

@@ -3,6 +3,7 @@
 # SGLang comes without its CUDA packages, beside the CPU build of torch: enough to import its interfaces, not to serve a model.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/find_python.sh
 
 venv=$1
 cpu_wheels=https://download.pytorch.org/whl/cpu # PyTorch's index of CPU builds; asked only when the configured index has none
@@ -12,7 +13,8 @@ install() {
 }
 
 if [ ! -x "$venv/bin/python" ]; then
-    "${PYTHON:-python3.11}" -m venv "$venv"
+    python=$(find_python)
+    "$python" -m venv "$venv"
 fi
 
 echo "installing SGLang without its CUDA packages, and patune, into $venv (a few minutes the first time)" >&2

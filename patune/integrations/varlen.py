@@ -1,6 +1,7 @@
 """Causal attention over packed sequences of any lengths: the prefill and mixed steps of an engine, which patune's decode kernels do not compute.
 
-On a GPU this is torch's ``varlen_attn`` (FlashAttention). Where that does not compute a case (CPU tensors, a soft-cap, ``key_lengths`` with torch 2.11) the sequences are computed one after the other in float32: right and slow, and it waits for the GPU to read the lengths.
+On a GPU this is torch's ``varlen_attn`` (FlashAttention). Where that does not compute a case (CPU tensors, a soft-cap, ``key_lengths`` with torch
+2.11) the sequences are computed one after the other in float32: right and slow, and it waits for the GPU to read the lengths.
 """
 
 from __future__ import annotations
