@@ -23,6 +23,9 @@ PREFIXED = "paged|patune"
 PLAIN = "patune"  # transformers 5.19 and newer take the prefix off every name but their own
 NAMES = (PREFIXED, PLAIN)
 ALTERNATIVE = "transformers' own: attn_implementation='paged|sdpa' (5.18 and older) or 'sdpa' (5.19 and newer), or 'paged|eager'"
+RELEASES = (
+    "5.17 to 5.23"  # whose private parts are known, from the oldest to the newest that is tested
+)
 DEFAULT_BLOCK_SIZE = 256  # of transformers' continuous batching
 
 

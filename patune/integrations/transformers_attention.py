@@ -178,7 +178,7 @@ def _updated(
     cache: Any, number: int, key: torch.Tensor, value: torch.Tensor, kwargs: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Store the new tokens; keys and values [tokens, kv_heads, head_dim] of all that the step reads, packed."""
-    if "read_index" in inspect.signature(cache.update).parameters:  # 5.17 and 5.18
+    if _takes_indices(cache.__class__):
         keys, values = cache.update(
             key_states=key,
             value_states=value,
@@ -194,6 +194,12 @@ def _updated(
         kwargs=dict(kwargs),  # it writes into them
     )
     return keys[0].transpose(0, 1), values[0].transpose(0, 1)
+
+
+@functools.cache
+def _takes_indices(kind: type) -> bool:
+    """Whether a kind of cache is updated as in 5.17 and 5.18. Every layer of a prefill asks."""
+    return "read_index" in inspect.signature(kind.update).parameters  # type: ignore[attr-defined]
 
 
 def _refusals(

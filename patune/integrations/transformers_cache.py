@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from patune.errors import UnsupportedProblemError
+from patune.integrations.transformers import RELEASES
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ def layer_cache(cache: Any, layer: int) -> LayerCache:
 
         raise UnsupportedProblemError(
             f"transformers {transformers.__version__} keeps its paged cache in a way that patune does not know "
-            f"({type(error).__name__}: {error}); allowed: 5.17 to 5.23."
+            f"({type(error).__name__}: {error}); allowed: {RELEASES}."
         ) from error
 
 

@@ -18,7 +18,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from patune.errors import UnsupportedProblemError
-from patune.integrations.transformers import NAMES, check_config, check_model
+from patune.integrations.transformers import NAMES, RELEASES, check_config, check_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ def install(*, block_tables: bool) -> None:
         import transformers
 
         raise UnsupportedProblemError(
-            f"transformers {transformers.__version__} has no {MODULE} that patune knows ({error}); allowed: 5.17 to 5.23."
+            f"transformers {transformers.__version__} has no {MODULE} that patune knows ({error}); allowed: {RELEASES}."
         ) from error
     _wrap(
         continuous_api.ContinuousBatchingManager, "switch_to_cb_friendly_attn", ("self", "model"), _admitting,
@@ -69,7 +69,7 @@ def _wrap(
         or tuple(inspect.signature(original).parameters)[: len(expected)] != expected
     ):
         LOGGER.warning(
-            "transformers' %s is not as patune knows it (5.17 to 5.23); it is left alone.", name
+            "transformers' %s is not as patune knows it (%s); it is left alone.", name, RELEASES
         )
         return
     if not hasattr(original, WRAPPED):

@@ -74,7 +74,8 @@ def test_tokens_are_those_of_a_dense_forward(
     assert models.largest_gap(model, inputs, mine.tokens) <= models.TIE[torch.float16]
     decoded = {kind: way for (kind, way) in steps if way != "prefill"}
     assert decoded == WAYS[name]
-    assert all(steps[kind, way] == models.NEW_TOKENS - 1 for kind, way in decoded.items())
+    # all steps after the last prompt: more, where the generation thread saw some prompts late
+    assert all(steps[kind, way] >= models.NEW_TOKENS - 1 for kind, way in decoded.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
@@ -95,7 +96,8 @@ def test_block_tables_from_slots(page: int, steps: dict[tuple[str, str], int]) -
     model, inputs = models.make_model("llama"), models.prompts()
     mine = models.generate(model, name, inputs, page=page)
     assert models.largest_gap(model, inputs, mine.tokens) <= models.TIE[torch.float16]
-    assert steps == {(FULL, "prefill"): 1, (FULL, "slots"): models.NEW_TOKENS - 1}
+    assert set(steps) == {(FULL, "prefill"), (FULL, "slots")}
+    assert steps[FULL, "slots"] >= models.NEW_TOKENS - 1
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_oss"])
@@ -111,13 +113,25 @@ def test_requests_that_come_and_go_and_prompts_in_chunks(
     assert steps[FULL, "prefill"] >= 9, "525 prompt tokens in steps of 64"
 
 
-def test_a_shared_prefix() -> None:
+def test_a_shared_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts that begin alike share pages, which no request may write into."""
+    real = transformers_attention._tables
+    processed = 0
+
+    def counting(layer: Any, kwargs: dict[str, Any]) -> Any:
+        nonlocal processed
+        processed += int(kwargs["cu_seq_lens_q"][-1])
+        return real(layer, kwargs)
+
+    monkeypatch.setattr(transformers_attention, "_tables", counting)
     model = models.make_model("llama")
     head = models.prompts((96,))[0]
     inputs = [head + tail for tail in models.prompts((4, 30, 9), seed=2)]
     mine = models.generate(model, register(), inputs, page=16, max_batch_tokens=128)
     assert models.largest_gap(model, inputs, mine.tokens) <= models.TIE[torch.float16]
+    alone = sum(map(len, inputs)) + len(inputs) * (models.NEW_TOKENS - 1)
+    # the generation thread may see all prompts in its first step or not
+    assert alone - processed in (len(head), 2 * len(head)), "nobody found another's pages"
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
